@@ -1,0 +1,93 @@
+"""Which rows an optimizer step takes, and how they are cut into micro-batches over the ranks.
+
+Both are pure functions of a few integers, the same on every rank: nothing is drawn from a global
+random number generator, and a run's position in the data is its step number.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Sequence
+
+
+def total_steps(rows: int, batch_size: int, epochs: float, max_steps: int | None) -> int:
+    """Optimizer steps of a run: `max_steps`, or what `epochs` passes take, rounded up."""
+    return max_steps or max(1, math.ceil(rows * epochs / batch_size))
+
+
+def step_rows(step: int, rows: int, batch_size: int, seed: int) -> list[int]:
+    """The rows of optimizer step `step` (1 is the first).
+
+    Epochs follow one another without a gap, each a permutation given by (seed, epoch): no row is
+    left out at an epoch's end, and no step is short.
+    """
+    picked = []
+    for position in range((step - 1) * batch_size, step * batch_size):
+        epoch, offset = divmod(position, rows)
+        picked.append(_permutation(rows, seed, epoch)[offset])
+    return picked
+
+
+_cache: dict[tuple[int, int, int], list[int]] = {}
+
+
+def _permutation(rows: int, seed: int, epoch: int) -> list[int]:
+    key = (rows, seed, epoch)
+    if key not in _cache:
+        if len(_cache) > 1:  # a step touches two epochs at most, unless it is larger than the data
+            _cache.clear()
+        _cache[key] = random.Random(f"{seed}/{epoch}").sample(range(rows), rows)
+    return _cache[key]
+
+
+def split(lengths: Sequence[int], ranks: int, max_tokens: int) -> list[list[list[int]]]:
+    """Cut rows of the given token counts into micro-batches: result[rank][micro-batch] = positions.
+
+    Every rank gets the same number of micro-batches (collectives must match), as few as
+    `max_tokens` allows, and about the same number of tokens. A row longer than `max_tokens` stands
+    alone. Where there are fewer rows than places, some micro-batches are empty.
+    """
+    longest_first = sorted(range(len(lengths)), key=lambda i: -lengths[i])
+    shares = _spread(longest_first, lengths, ranks)
+    count = max(1, max(_fewest(share, lengths, max_tokens) for share in shares))
+    return [[sorted(b) for b in _spread(share, lengths, count)] for share in shares]
+
+
+def _spread(rows: Sequence[int], lengths: Sequence[int], bins: int) -> list[list[int]]:
+    """Longest first into the emptiest bin: near-equal sums."""
+    filled: list[list[int]] = [[] for _ in range(bins)]
+    totals = [0] * bins
+    for i in rows:
+        b = totals.index(min(totals))
+        filled[b].append(i)
+        totals[b] += lengths[i]
+    return filled
+
+
+def _fewest(rows: Sequence[int], lengths: Sequence[int], max_tokens: int) -> int:
+    """The smallest number of bins that `_spread` fills without passing `max_tokens`."""
+    least = -(-sum(lengths[i] for i in rows) // max_tokens)
+    for count in range(max(1, least), len(rows) + 1):
+        bins = _spread(rows, lengths, count)
+        if all(sum(lengths[i] for i in b) <= max_tokens or len(b) == 1 for b in bins):
+            return count
+    return len(rows)
+
+
+def cover(lengths: Sequence[int], ranks: int, max_tokens: int) -> list[list[list[int]]]:
+    """Cut a whole data set for one pass without updates: result[rank][micro-batch] = positions.
+
+    Rows of like length go together. Every rank gets the same number of micro-batches, the last ones
+    empty where they do not come out even.
+    """
+    batches: list[list[int]] = []
+    room = 0
+    for i in sorted(range(len(lengths)), key=lambda i: lengths[i]):
+        if lengths[i] > room:
+            batches.append([])
+            room = max_tokens
+        batches[-1].append(i)
+        room -= lengths[i]
+    batches += [[]] * (-len(batches) % ranks)
+    return [batches[rank::ranks] for rank in range(ranks)]

@@ -1,0 +1,25 @@
+"""The one exception for what a user gave us and we cannot use."""
+
+from __future__ import annotations
+
+# The exit codes a run can end with (the numbers follow sysexits.h where it has one).
+USAGE = 2  # a flag or a configuration value
+BAD_DATA = 65  # a row of a data file
+NO_INPUT = 66  # a file, directory or model that is not there
+UNAVAILABLE = 69  # needs the network, and there is none
+CANNOT_CREATE = 73  # the run directory is taken or cannot be written
+IO_ERROR = 74  # the disk is full or failed
+INTERRUPTED = 75  # stopped by a signal
+NOT_FINITE = 76  # loss or gradient stayed NaN or infinite
+
+
+class InputError(Exception):
+    """Something the user gave cannot be used; `str(error)` is the one line they see.
+
+    The line says where (`file:line:column` for a data row), what is wrong, and what to do.
+    `exit_code` is the process's exit status, one of the constants of this module.
+    """
+
+    def __init__(self, message: str, exit_code: int = BAD_DATA) -> None:
+        super().__init__(message)
+        self.exit_code = exit_code

@@ -1,0 +1,35 @@
+"""Five alignment losses, written by hand: pure functions of log-probabilities, scores and values.
+
+The functions take tensors, return one un-reduced value a pair `(B,)` or a token `(B, T)`, and work
+in any float dtype. `LOSSES` is what the command line and the loop know: a name and a file each.
+"""
+
+from losses import dpo, sft
+from losses.base import Loss, LossOutput, masked_mean, masked_sum
+from losses.dpo import dpo_loss
+from losses.forward import token_logprobs
+from losses.orpo import log_odds, orpo_loss
+from losses.ppo import gae, kl_estimate, masked_whiten, ppo_policy_loss, ppo_value_loss
+from losses.reward import reward_loss
+from losses.sft import sft_loss
+
+LOSSES: dict[str, Loss] = {module.LOSS.name: module.LOSS for module in (sft, dpo)}
+
+__all__ = [
+    "LOSSES",
+    "Loss",
+    "LossOutput",
+    "dpo_loss",
+    "gae",
+    "kl_estimate",
+    "log_odds",
+    "masked_mean",
+    "masked_sum",
+    "masked_whiten",
+    "orpo_loss",
+    "ppo_policy_loss",
+    "ppo_value_loss",
+    "reward_loss",
+    "sft_loss",
+    "token_logprobs",
+]

@@ -1,0 +1,47 @@
+"""Bradley-Terry reward model: the chosen response scores above the rejected one.
+
+    L(φ) = - 1/B  Σ_pairs  log σ( r_φ(x, y_w) - r_φ(x, y_l) - m )   +   c (r_w + r_l)²
+
+    r_φ  scalar score of prompt and response, read at the last real token
+    y_w, y_l  chosen and rejected response      m  margin of the pair      c  centring coefficient
+
+Ouyang et al. 2022 (arXiv 2203.02155), eq. 1, with one comparison a prompt; Bradley & Terry 1952.
+Margin: Touvron et al. 2023, "Llama 2" (arXiv 2307.09288), eq. 2. Centring, on the *sum* of the two
+scores and not on each: Eisenstein et al. 2023 (arXiv 2312.09244), eq. 2. A Bradley-Terry model
+fixes scores only up to a constant for each prompt; centring picks the constant.
+"""
+
+from __future__ import annotations
+
+from torch import Tensor
+from torch.nn.functional import logsigmoid
+
+from losses.base import check_same_shape
+
+
+def reward_loss(
+    chosen_scores: Tensor,
+    rejected_scores: Tensor,
+    *,
+    margin: Tensor | None = None,
+    center_coef: float = 0.0,
+) -> Tensor:
+    """Negative log-likelihood that the chosen response wins, for every pair.
+
+    Args:
+        chosen_scores, rejected_scores: (B,) scores r_w and r_l.
+        margin: (B,) how far apart the two should be at least; None is 0.
+        center_coef: weight c of the centring term.
+
+    Returns:
+        (B,) -log σ(r_w - r_l - margin) + center_coef (r_w + r_l)².
+
+    Raises:
+        ValueError: the shapes differ.
+    """
+    check_same_shape(chosen_scores=chosen_scores, rejected_scores=rejected_scores)
+    gap = chosen_scores - rejected_scores
+    if margin is not None:
+        check_same_shape(chosen_scores=chosen_scores, margin=margin)
+        gap = gap - margin
+    return -logsigmoid(gap) + center_coef * (chosen_scores + rejected_scores) ** 2

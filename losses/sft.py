@@ -1,0 +1,59 @@
+"""SFT: maximum likelihood on the response.
+
+    L(θ) = - 1/N  Σ_rows Σ_t  log π_θ(y_t | x, y_<t)          N = response tokens of the whole step
+
+    x  prompt        y  response, its end token included        π_θ  the policy
+
+Ouyang et al. 2022, "Training language models to follow instructions with human feedback"
+(arXiv 2203.02155), section 3.5, step 1. The mean is over *tokens* of the optimizer step, however it
+is cut into micro-batches and ranks; a long response weighs more than a short one.
+
+Not here: loss on the prompt, packing across rows (the token trees do it without a label), NEFTune.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from losses.base import Loss, LossOutput, TreeBatch, check_same_shape, metric
+
+
+@dataclass(frozen=True)
+class SFTConfig:
+    """SFT has no knobs of its own."""
+
+
+def sft_loss(logps: Tensor, mask: Tensor) -> Tensor:
+    """Negative log-likelihood of every response token, in nats.
+
+    Args:
+        logps: (B, T) log-probabilities of the tokens.
+        mask: (B, T) bool, True on response tokens.
+
+    Returns:
+        (B, T) -logps, exactly 0 where the mask is False.
+
+    Raises:
+        ValueError: the two shapes differ.
+    """
+    check_same_shape(logps=logps, mask=mask)
+    return torch.where(mask, -logps, 0.0)
+
+
+def step(logps: Tensor, batch: TreeBatch, config: SFTConfig) -> LossOutput:
+    losses = sft_loss(logps, batch.mask)  # (S, T)
+    return LossOutput(losses.sum(), {"loss": metric(losses, batch.mask)})
+
+
+LOSS = Loss(
+    name="sft",
+    config=SFTConfig,
+    step=step,
+    unit="token",
+    branches=1,
+    needs_reference=False,
+    learning_rate=2e-5,  # TRL's SFTConfig; Zephyr-7B (arXiv 2310.16944)
+)

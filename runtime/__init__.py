@@ -1,0 +1,1 @@
+"""What stands around the loop: command line, launch checks, models, the run directory, reports."""

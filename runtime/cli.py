@@ -1,0 +1,223 @@
+"""The command line, in two passes: which loss, then that loss's flags and no other's.
+
+Nothing here imports torch, so that `--help` and a typo answer at once. A loss's flags are read from
+the source of its file: the fields of its config class, their defaults, and the sentence under each.
+"""
+
+from __future__ import annotations
+
+import ast
+import contextlib
+import difflib
+import io
+import re
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import MISSING, dataclass, field, make_dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import tyro
+import yaml
+
+from data.errors import NO_INPUT, USAGE, InputError
+from runtime.config import TrainConfig
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+@dataclass(frozen=True)
+class Args:
+    """What the user asked for, and of every value that is not the default where it is from."""
+
+    config: TrainConfig
+    loss_flags: dict[str, Any]
+    origin: dict[str, str]
+
+
+@dataclass(frozen=True)
+class Flag:
+    name: str
+    type: Any
+    default: Any
+    help: str
+
+
+def loss_files() -> dict[str, Path]:
+    """The losses there are: every file of losses/ that ends in a `LOSS = ...` record."""
+    files = sorted((ROOT / "losses").glob("*.py"))
+    return {f.stem: f for f in files if re.search(r"^LOSS = ", f.read_text("utf-8"), re.M)}
+
+
+def read_flags(path: Path) -> list[Flag]:
+    """The fields of the config class in `path`, read without running the file."""
+    body = ast.parse(path.read_text("utf-8")).body
+    aliases = {
+        target.id: node.value
+        for node in body
+        if isinstance(node, ast.Assign)
+        for target in node.targets
+        if isinstance(target, ast.Name)
+    }
+    config = next(n for n in body if isinstance(n, ast.ClassDef) and n.name.endswith("Config"))
+    flags = []
+    for node, below in zip(config.body, [*config.body[1:], None], strict=True):
+        if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
+            text = ast.literal_eval(below.value) if isinstance(below, ast.Expr) else ""
+            default = ast.literal_eval(node.value) if node.value else MISSING
+            flags.append(Flag(node.target.id, _type(node.annotation, aliases), default, text))
+    return flags
+
+
+def _type(node: ast.expr, aliases: dict[str, ast.expr]) -> Any:
+    """The type that an annotation names: int, float, str, bool, None, Literal[...], and unions."""
+    if isinstance(node, ast.Name) and node.id in aliases:
+        return _type(aliases[node.id], aliases)
+    if isinstance(node, ast.Name):
+        return {"int": int, "float": float, "str": str, "bool": bool}[node.id]
+    if isinstance(node, ast.Constant) and node.value is None:
+        return None
+    if isinstance(node, ast.BinOp):
+        return _type(node.left, aliases) | _type(node.right, aliases)
+    if isinstance(node, ast.Subscript):
+        return Literal[ast.literal_eval(node.slice)]
+    raise TypeError(f"a flag cannot have the type {ast.unparse(node)}")
+
+
+def parse_args(argv: Sequence[str]) -> Args:
+    """Turn the command line (and the YAML file it names) into Args.
+
+    Raises:
+        InputError: with the one line to print and exit code 2.
+        SystemExit: after `--help`.
+    """
+    given = list(argv)
+    from_file = _read_config(_peek(given, "config"))
+    loss = _peek(given, "loss") or from_file.get("loss")
+    names = list(loss_files())
+    if loss is None and not {"-h", "--help"} & set(given):
+        raise InputError(f"--loss is missing: one of {', '.join(names)}", USAGE)
+    if loss is not None and loss not in names:
+        raise InputError(f"--loss {loss}: {_suggest(loss, names)}", USAGE)
+
+    own = read_flags(loss_files()[loss]) if loss else []
+    shared = read_flags(ROOT / "runtime" / "config.py")
+    known = {flag.name for flag in [*own, *shared]}
+    for key in from_file:
+        if key not in known:
+            where = f"{_peek(given, 'config')}: unknown key {key}"
+            raise InputError(f"{where}: {_not_a_flag(key, loss, known)}", USAGE)
+    argv = [*_as_argv(from_file), *given]
+    values, unknown = _tyro([*own, *shared], argv, loss, names)
+    if unknown:
+        name = unknown[0].lstrip("-").split("=")[0].replace("-", "_")
+        if not unknown[0].startswith("-"):
+            raise InputError(f"unexpected argument {unknown[0]!r}; flags start with --", USAGE)
+        raise InputError(f"unknown flag --{name}: {_not_a_flag(name, loss, known)}", USAGE)
+
+    try:
+        config = TrainConfig(**{flag.name: getattr(values, flag.name) for flag in shared})
+    except ValueError as error:
+        raise InputError(str(error), USAGE) from error
+    typed = {a[2:].split("=")[0].replace("-", "_") for a in given if a.startswith("--")}
+    origin = dict.fromkeys(from_file, "config file") | dict.fromkeys(typed, "command line")
+    return Args(config, {flag.name: getattr(values, flag.name) for flag in own}, origin)
+
+
+def parse_or_exit(argv: Sequence[str]) -> Args:
+    """`parse_args`, with what is wrong as one line on stderr and the exit code."""
+    try:
+        return parse_args(argv)
+    except InputError as error:
+        print(f"train.py: {error}", file=sys.stderr)
+        sys.exit(error.exit_code)
+
+
+def _peek(argv: list[str], name: str) -> str | None:
+    """The value of --name in argv, before it is parsed."""
+    for i, arg in enumerate(argv):
+        if arg == f"--{name}" and i + 1 < len(argv):
+            return argv[i + 1]
+        if arg.startswith(f"--{name}="):
+            return arg.split("=", 1)[1]
+    return None
+
+
+def _read_config(path: str | None) -> dict[str, Any]:
+    if path is None:
+        return {}
+    try:
+        values = yaml.safe_load(Path(path).read_text("utf-8")) or {}
+    except OSError as error:
+        raise InputError(f"--config {path}: {error.strerror}", NO_INPUT) from error
+    except yaml.YAMLError as error:
+        raise InputError(f"--config {path}: {' '.join(str(error).split())}", USAGE) from error
+    if not isinstance(values, dict):
+        raise InputError(f"--config {path}: not a mapping of flags to values", USAGE)
+    return {str(key).replace("-", "_"): value for key, value in values.items()}
+
+
+def _as_argv(values: dict[str, Any]) -> Iterator[str]:
+    """YAML values as flags, so that both are checked by the same rules."""
+    for key, value in values.items():
+        if isinstance(value, bool):
+            yield f"--{key}" if value else f"--no-{key}"
+        elif value is not None:
+            yield from (f"--{key}", str(value))
+
+
+def _tyro(
+    flags: list[Flag], argv: list[str], loss: str | None, names: list[str]
+) -> tuple[Any, list[str]]:
+    """Parse by one flat dataclass made of all the flags; its errors become one line each."""
+    members = []
+    for flag in flags:
+        kind = Literal[tuple(names)] if flag.name == "loss" else flag.type
+        hint = None if flag.default is not None else ""  # "(default: None)" would help nobody
+        kind = Annotated[kind, tyro.conf.arg(help=flag.help, help_behavior_hint=hint)]
+        default = {} if flag.default is MISSING else {"default": flag.default}
+        members.append((flag.name, kind, field(kw_only=True, **default)))
+    about = f"Train with {loss}." if loss else "Add --loss NAME to see that loss's own flags too."
+    said = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(said):
+            parsed: tuple[Any, list[str]] = tyro.cli(
+                make_dataclass("Flags", members),
+                prog="train.py",
+                description=about,
+                args=argv,
+                return_unknown_args=True,
+                use_underscores=True,
+            )
+    except SystemExit as end:
+        if end.code in (0, None):
+            raise
+        # tyro draws a box; its first paragraph is the reason.
+        lines = [line.strip("│ ") for line in said.getvalue().splitlines() if line[:1] == "│"]
+        reason = " ".join(" ".join(lines).split("───")[0].split())
+        reason = re.sub(
+            r"^Error parsing (--\w+): no type .* from \['(.*?)'\]\..*",
+            r"\1: '\2' is not valid here",
+            reason,
+        )
+        raise InputError(reason or "the command line is not valid", USAGE) from None
+    return parsed
+
+
+def _not_a_flag(name: str, loss: str | None, known: set[str]) -> str:
+    """Why `name` is not a flag here: it is another loss's, or a typo."""
+    owners = [
+        other
+        for other, path in loss_files().items()
+        if other != loss and name in {flag.name for flag in read_flags(path)}
+    ]
+    if owners:
+        return f"it belongs to --loss {', '.join(owners)}, not to --loss {loss}"
+    return _suggest(name, known, "--")
+
+
+def _suggest(name: str, known: Iterable[str], prefix: str = "") -> str:
+    close = difflib.get_close_matches(name, list(known), n=1)
+    if close:
+        return f"did you mean {prefix}{close[0]}?"
+    return "python train.py --help lists them" if prefix else f"choose from {', '.join(known)}"

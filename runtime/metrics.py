@@ -1,0 +1,32 @@
+"""Metrics as sums and counts: right under any split into micro-batches and ranks."""
+
+from __future__ import annotations
+
+import torch
+from accelerate import Accelerator
+
+from losses.base import Metric, wide
+
+
+class Totals:
+    """(sum, count) of every metric, added up over micro-batches, then once over ranks."""
+
+    def __init__(self) -> None:
+        self.parts: dict[str, list[Metric]] = {}
+
+    def add(self, metrics: dict[str, Metric], *, dummy: bool = False) -> None:
+        """Add one micro-batch's. A dummy's values are left out, but its names are needed: every
+        rank must bring the same ones to `reduce`."""
+        for name, (total, count) in metrics.items():
+            zero = (torch.zeros_like(total), torch.zeros_like(count))
+            self.parts.setdefault(name, []).append(zero if dummy else (total, count))
+
+    def reduce(self, accelerator: Accelerator) -> dict[str, float]:
+        """Means over everything that was added on all ranks; one collective."""
+        dtype = wide(accelerator.device)
+        pairs = [
+            torch.stack([torch.stack([x.to(dtype) for x in pair]) for pair in parts]).sum(0)
+            for parts in self.parts.values()
+        ]
+        sums = accelerator.reduce(torch.stack(pairs), "sum").tolist()
+        return {name: s / n for name, (s, n) in zip(self.parts, sums, strict=True) if n}

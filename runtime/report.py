@@ -1,0 +1,160 @@
+"""What a person sees of a run: the table at its end, the curves, the model card."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import sys
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+NAMES = {
+    "loss": "held-out loss",
+    "accuracy": "held-out accuracy",
+    "accuracy_norm": "held-out accuracy, per character",
+    "rewards/margins": "reward margin",
+    "logps/chosen": "log-prob of the chosen response",
+    "logps/rejected": "log-prob of the rejected response",
+}
+PERCENT = ("accuracy", "accuracy_norm")
+
+
+def table(summary: dict[str, Any]) -> str:
+    """Before and after on the held-out rows, and what the run took."""
+    before, after = summary["before"], summary["after"]
+    lines = [f"{'':34}{'before':>10}{'after':>10}"]
+    for key, name in NAMES.items():
+        if key in before:
+            lines.append(f"{name:34}{_cell(key, before[key]):>10}{_cell(key, after[key]):>10}")
+    took = [f"{summary['seconds']:.1f} s", f"{summary['steps']} steps"]
+    took += [f"{summary['rows_per_second']:.1f} {summary['unit']}/s while training"]
+    return "\n".join([*lines, ", ".join(took)])
+
+
+def _cell(key: str, value: float) -> str:
+    return f"{100 * value:.1f} %" if key in PERCENT else f"{value:.4f}"
+
+
+def versions() -> dict[str, str]:
+    """Of the packages that a run's numbers depend on."""
+    return {name: version(name) for name in ("torch", "transformers", "accelerate", "datasets")}
+
+
+def command() -> str:
+    """The command line that started this run, as a shell takes it."""
+    return shlex.join(["python", *sys.argv])
+
+
+def model_card(loss: str, base: str, summary: dict[str, Any]) -> str:
+    """README.md of the saved model: what it is, how it was made, what it scored."""
+    from huggingface_hub import ModelCard, ModelCardData
+
+    on_hub = base if base != "pocket" and not Path(base).expanduser().exists() else None
+    data = ModelCardData(
+        base_model=on_hub, library_name="transformers", tags=["alignment-losses", loss]
+    )
+    versions = ", ".join(f"{k} {v}" for k, v in summary["versions"].items())
+    text = f"""# {Path(base).name}, trained with {loss}
+
+Started from `{base}` and trained with the `{loss}` loss of alignment-losses.
+
+- Command: `{command()}`
+- Data: {summary["data"]}
+- Versions: {versions}
+
+On the held-out rows:
+
+```
+{table(summary)}
+```
+"""
+    return str(ModelCard(f"---\n{data.to_yaml()}\n---\n\n{text}"))
+
+
+class Progress:
+    """A bar on a terminal; elsewhere a plain line now and then, so that logs stay readable."""
+
+    SHOWN = ("loss", "rewards/margins", "eval/loss", "eval/accuracy")
+
+    def __init__(self, steps: int, loss: str, *, enabled: bool) -> None:
+        self.steps, self.enabled = steps, enabled
+        self.every = max(1, steps // 10)
+        tty = enabled and sys.stderr.isatty()
+        self.bar = tqdm(total=steps, desc=loss, dynamic_ncols=True) if tty else None
+
+    def show(self, step: int, record: dict[str, float]) -> None:
+        shown = {k: f"{record[k]:.4f}" for k in self.SHOWN if k in record}
+        if self.bar is not None:
+            self.bar.set_postfix(shown, refresh=False)
+            self.bar.update()
+            if step == self.steps:
+                self.bar.close()
+        elif self.enabled and (step in (1, self.steps) or step % self.every == 0):
+            print(f"step {step}/{self.steps}", *(f"{k} {v}" for k, v in shown.items()), sep="  ")
+
+
+def draw_curves(metrics: Path, picture: Path, title: str) -> None:
+    """Draw metrics.jsonl: loss, held-out accuracy, rewards, log-probs, gradient norm."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+
+    rows = [json.loads(line) for line in metrics.read_text("utf-8").splitlines()]
+    panels = [
+        ("loss", [("loss", "training"), ("eval/loss", "held-out")], "loss (nats)"),
+        (
+            "held-out accuracy",
+            [("eval/accuracy", "summed log-prob"), ("eval/accuracy_norm", "per character")],
+            "pairs ranked rightly",
+        ),
+        (
+            "implicit rewards",
+            [("rewards/chosen", "chosen"), ("rewards/rejected", "rejected")],
+            "β × log-ratio (nats)",
+        ),
+        (
+            "log-probability of the response",
+            [("logps/chosen", "chosen"), ("logps/rejected", "rejected")],
+            "nats, summed over tokens",
+        ),
+        ("gradient norm", [("grad_norm", "before clipping")], "L2 norm"),
+        ("learning rate", [("learning_rate", "learning rate")], "per step"),
+    ]
+    panels = [p for p in panels if any(key in row for row in rows for key, _ in p[1])]
+    panels = panels[: len(panels) // 2 * 2]
+    figure, axes = plt.subplots(len(panels) // 2, 2, figsize=(10, 2.9 * (len(panels) // 2)))
+    for axis, (name, curves, unit) in zip(axes.flat, panels, strict=True):
+        for color, (key, label) in zip(("tab:blue", "tab:orange"), curves, strict=False):
+            points = [(row["step"], row[key]) for row in rows if key in row]
+            if not points:
+                continue
+            steps, values = zip(*points, strict=True)
+            if key.startswith("eval/"):
+                axis.plot(steps, values, "o-", color=color, label=label, zorder=3)
+            else:
+                axis.plot(steps, values, color=color, alpha=0.3, linewidth=1)
+                axis.plot(steps, _smooth(values), color=color, label=label)
+        axis.set_title(name, fontsize=11)
+        axis.set_xlabel("optimizer step")
+        axis.set_ylabel(unit)
+        axis.grid(alpha=0.3)
+        if len(curves) > 1:
+            axis.legend(frameon=False, fontsize=9)
+    figure.suptitle(title)
+    figure.tight_layout()
+    figure.savefig(picture, dpi=110)
+    plt.close(figure)
+
+
+def _smooth(values: tuple[float, ...]) -> list[float]:
+    """Exponential moving average over about ten steps, without the bias of its start."""
+    mean = weight = 0.0
+    smooth = []
+    for value in values:
+        mean, weight = 0.9 * mean + 0.1 * value, 0.9 * weight + 0.1
+        smooth.append(mean / weight)
+    return smooth

@@ -1,0 +1,332 @@
+"""Train a model with one of the losses in losses/, in one plain Accelerate loop.
+
+    accelerate launch train.py --loss dpo
+    python train.py --loss dpo --model HuggingFaceTB/SmolLM2-135M --data piqa
+
+A loss sees one micro-batch at a time and returns a *sum* over its units (tokens or pairs). The only
+division is in `optimizer_step`, by the units of the whole step over all micro-batches and ranks, so
+that the gradient is the same however the step is cut.
+
+Not here: padding (data/trees.py), a resident reference model (runtime/reference.py), callbacks, and
+Accelerate's own gradient accumulation, whose divisions would come on top of ours.
+"""
+
+from __future__ import annotations
+
+import sys
+
+if __name__ == "__main__":
+    # Before the heavy imports below, so that --help and a typo answer at once.
+    from runtime.cli import parse_or_exit
+
+    ARGS = parse_or_exit(sys.argv[1:])
+
+import math
+import os
+import time
+from collections.abc import Iterator
+from contextlib import nullcontext
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import set_seed
+from torch import nn
+
+from data.batches import cover, split, step_rows, total_steps
+from data.errors import INTERRUPTED, NOT_FINITE, USAGE, InputError
+from data.pocket import DEFAULTS
+from data.trees import TreeBatch
+from losses import LOSSES
+from losses.base import Loss, masked_sum, metric
+from losses.forward import Policy
+from runtime.cli import Args
+from runtime.config import TrainConfig, resolve
+from runtime.directory import RunDirectory
+from runtime.inputs import Rows, load_rows, show_examples
+from runtime.launch import check_launch, die_with_launcher, make_accelerator
+from runtime.metrics import Totals
+from runtime.models import choose_layout, load_causal_lm, load_tokenizer, parameters
+from runtime.reference import with_reference
+from runtime.report import Progress, command, draw_curves, model_card, table, versions
+
+NOT_FINITE_LIMIT = 3  # steps in a row
+
+# ------------------------------------------------------------------------------ one step
+
+
+def batch_steps(
+    data: Rows, steps: int, config: TrainConfig, accelerator: Accelerator
+) -> Iterator[list[TreeBatch]]:
+    """This rank's micro-batches of every optimizer step; the loop knows no more of the data."""
+    assert config.batch_size is not None
+    lengths = data.lengths
+    for step in range(1, steps + 1):
+        rows = step_rows(step, len(lengths), config.batch_size, config.seed)
+        plan = split([lengths[i] for i in rows], accelerator.num_processes, config.max_tokens)
+        mine = plan[accelerator.process_index]
+        yield [data.batch([rows[p] for p in part], accelerator.device) for part in mine]
+
+
+def optimizer_step(
+    accelerator: Accelerator, policy: nn.Module, loss: Loss, config: Any, batches: list[TreeBatch]
+) -> tuple[int, dict[str, float]]:
+    """Add one optimizer step's gradient: that of (sum of the losses) / (number of units), exactly.
+
+    Returns the number of units and the metrics, both over all ranks.
+    """
+    local = torch.tensor(sum(loss.units(batch) for batch in batches), device=accelerator.device)
+    units = int(accelerator.reduce(local, "sum"))
+    totals = Totals()
+    for batch in batches:
+        # Gradients travel between ranks once, with the last micro-batch.
+        with nullcontext() if batch is batches[-1] else accelerator.no_sync(policy):
+            output = loss.step(policy(batch), batch, config)
+            # DDP averages over ranks, hence their number. A dummy runs backward too: the other
+            # ranks wait for its gradient, which is 0.
+            share = 0.0 if batch.dummy else accelerator.num_processes / units
+            accelerator.backward(output.total * share)
+        totals.add(output.metrics, dummy=batch.dummy)
+    return units, totals.reduce(accelerator)
+
+
+def learning_rate(step: int, steps: int, config: TrainConfig) -> float:
+    """Learning rate of optimizer step `step` (1 is the first): linear warm-up, then the schedule.
+
+    No step has rate 0: without warm-up the first step has the full rate, and the last some of it.
+    """
+    assert config.learning_rate is not None
+    warmup = round(config.warmup * steps) if config.warmup < 1 else int(config.warmup)
+    if step <= warmup:
+        return config.learning_rate * step / (warmup + 1)
+    left = (steps - step + 1) / max(steps - warmup, 1)  # 1 right after the warm-up, then falling
+    shape = {"constant": 1.0, "linear": left, "cosine": (1 - math.cos(math.pi * left)) / 2}
+    return config.learning_rate * shape[config.schedule]
+
+
+@torch.no_grad()
+def evaluate(
+    accelerator: Accelerator,
+    policy: nn.Module,
+    loss: Loss,
+    config: Any,
+    data: Rows,
+    max_tokens: int,
+) -> dict[str, float]:
+    """The loss's own metrics on the held-out rows, and how often the chosen response is preferred.
+
+    `accuracy` compares summed log-probs and `accuracy_norm` those sums per character of the
+    response, the end token counting in neither: lm-eval's acc and acc_norm.
+    """
+    totals = Totals()
+    plan = cover(data.lengths, accelerator.num_processes, max_tokens)
+    for members in plan[accelerator.process_index]:
+        batch = data.batch(members, accelerator.device)
+        logps = policy(batch)
+        metrics = {}
+        if batch.num_sequences == 2 * batch.num_examples:
+            seq_logps = masked_sum(logps, batch.text_mask())
+            metrics["accuracy"] = metric(seq_logps[0::2] > seq_logps[1::2])
+            per_character = seq_logps / batch.characters
+            metrics["accuracy_norm"] = metric(per_character[0::2] > per_character[1::2])
+            if loss.branches == 1:
+                logps, batch = logps[0::2], batch.chosen()
+        metrics |= loss.step(logps, batch, config).metrics
+        totals.add(metrics, dummy=batch.dummy)
+    return totals.reduce(accelerator)
+
+
+# ------------------------------------------------------------------------------ a run
+
+
+def train(args: Args, accelerator: Accelerator, directory: RunDirectory) -> None:
+    """From the flags to the saved model."""
+    began = time.perf_counter()
+    loss, config, origin = LOSSES[args.config.loss], args.config, args.origin
+    loss_config = loss.config(**args.loss_flags)
+    assert config.batch_size is not None and config.learning_rate is not None
+    say = accelerator.print
+    set_seed(config.seed)
+
+    # ---- data: a bad row ends the run here, before any weight is loaded
+    tokenizer = load_tokenizer(config.model)
+    train_rows, heldout_rows, told = load_rows(config, loss, tokenizer)
+    steps = total_steps(len(train_rows.rows), config.batch_size, config.epochs, config.max_steps)
+    say(*told, sep="\n")
+    say(
+        f"plan: {steps} optimizer steps of {config.batch_size} rows,"
+        f" {steps * config.batch_size / len(train_rows.rows):.2f} epochs,"
+        f" learning rate {config.learning_rate:g} {config.schedule},"
+        f" {accelerator.num_processes} process{'es' * (accelerator.num_processes > 1)}"
+    )
+    if config.dry_run:
+        say(show_examples(train_rows.rows, tokenizer))
+        return
+
+    # ---- model
+    model = load_causal_lm(
+        config.model, dtype=config.dtype, gradient_checkpointing=config.gradient_checkpointing
+    ).to(accelerator.device)
+    layout, fused, told_layout = choose_layout(model, config.layout)
+    train_rows, heldout_rows = (replace(r, layout=layout) for r in (train_rows, heldout_rows))
+    say(f"model: {config.model}, {parameters(model)}, {told_layout}")
+    directory.begin(
+        {
+            "command": command(),
+            "train": asdict(config),
+            "loss": asdict(loss_config),
+            "origin": origin,
+            "data": told[0],
+            "steps": steps,
+            "layout": layout,
+            "processes": accelerator.num_processes,
+            "versions": versions(),
+        }
+    )
+    matrices = [p for p in model.parameters() if p.requires_grad and p.ndim >= 2]
+    vectors = [p for p in model.parameters() if p.requires_grad and p.ndim < 2]
+    groups = [
+        {"params": matrices, "weight_decay": config.weight_decay},
+        {"params": vectors, "weight_decay": 0.0},
+    ]
+    optimizer = torch.optim.AdamW(groups, lr=config.learning_rate, fused=True)
+    policy, optimizer = accelerator.prepare(Policy(model, fused=fused), optimizer)
+
+    # ---- reference: its log-probs, taken while the policy still is the reference
+    if loss.needs_reference:
+        train_rows, heldout_rows = with_reference(
+            accelerator,
+            policy,
+            config,
+            loss_config.ref_model,
+            (train_rows, heldout_rows),
+            directory.path / "reference.safetensors",
+        )
+    history = [evaluate(accelerator, policy, loss, loss_config, heldout_rows, config.max_tokens)]
+    directory.log({"step": 0} | {f"eval/{k}": v for k, v in history[0].items()})
+    check_start(history[0], loss.at_start(loss_config), config)
+
+    # ---- the loop
+    progress = Progress(steps, loss.name, enabled=accelerator.is_main_process)
+    tokens = bad_steps = 0
+    training_seconds = 0.0
+    for step, batches in enumerate(batch_steps(train_rows, steps, config, accelerator), start=1):
+        clock = time.perf_counter()
+        rate = learning_rate(step, steps, config)
+        for group in optimizer.param_groups:
+            group["lr"] = rate
+        units, metrics = optimizer_step(accelerator, policy, loss, loss_config, batches)
+        limit = config.max_grad_norm or math.inf
+        grad_norm = float(accelerator.clip_grad_norm_(policy.parameters(), limit))
+        finite = math.isfinite(grad_norm) and math.isfinite(metrics["loss"])
+        if finite or config.mixed_precision == "fp16":  # fp16's scaler skips by itself
+            optimizer.step()
+        optimizer.zero_grad()
+        bad_steps = 0 if finite else bad_steps + 1
+        if bad_steps == NOT_FINITE_LIMIT and config.mixed_precision != "fp16":
+            raise InputError(
+                f"loss or gradient not finite for {bad_steps} steps, the last one step {step};"
+                " the weights are as before them; try a lower --learning_rate",
+                NOT_FINITE,
+            )
+
+        training_seconds += time.perf_counter() - clock
+        tokens += sum(batch.num_tokens for batch in batches if not batch.dummy)
+        record = {
+            "step": step,
+            "epoch": step * config.batch_size / len(train_rows.rows),
+            **metrics,
+            "grad_norm": grad_norm,
+            "learning_rate": rate,
+            "units": units,
+            "seconds": time.perf_counter() - began,
+        }
+        directory.log(record)
+        accelerator.log(record, step=step)
+        if config.eval_every and step % config.eval_every == 0 or step == steps:
+            history.append(
+                evaluate(accelerator, policy, loss, loss_config, heldout_rows, config.max_tokens)
+            )
+            evaluation = {f"eval/{k}": v for k, v in history[-1].items()}
+            directory.log({"step": step} | evaluation)
+            accelerator.log(evaluation, step=step)
+            record |= evaluation
+        progress.show(step, record)
+
+    # ---- what is left behind
+    accelerator.wait_for_everyone()
+    all_tokens = int(accelerator.reduce(torch.tensor(tokens, device=accelerator.device), "sum"))
+    summary = {
+        "loss": loss.name,
+        "before": history[0],
+        "after": history[-1],
+        "steps": steps,
+        "rows": steps * config.batch_size,
+        "unit": "pairs" if loss.unit == "pair" else "rows",
+        "tokens": all_tokens,
+        "seconds": time.perf_counter() - began,
+        "rows_per_second": steps * config.batch_size / training_seconds,
+        "data": told[0],
+        "versions": versions(),
+    }
+    directory.finish(
+        summary,
+        accelerator.unwrap_model(policy).model,
+        tokenizer,
+        card=model_card(loss.name, config.model, summary),
+        draw=lambda metrics, picture: draw_curves(metrics, picture, f"{loss.name}, {config.model}"),
+    )
+    accelerator.end_training()
+    say(table(summary))
+    say(f"{directory.path}: final/ (the model), metrics.jsonl, summary.json, curves.png")
+
+
+def check_start(before: dict[str, float], expected: dict[str, float], config: TrainConfig) -> None:
+    """Stop if what must hold before the first update does not, DPO's ln 2 for one."""
+    tolerance = 1e-4 if config.mixed_precision == "no" and config.dtype != "bfloat16" else 1e-2
+    for name, value in expected.items():
+        if not abs(before[name] - value) <= tolerance:
+            raise InputError(
+                f"self-check: held-out {name} is {before[name]} before the first update, and must"
+                f" be {value:.6f} while policy and reference are one; please report this"
+            )
+
+
+def main(args: Args) -> int:
+    """Run, and turn every error that a user can mend into one line and an exit code."""
+    die_with_launcher()
+    directory = None
+    try:
+        config, filled = resolve(args.config, LOSSES[args.config.loss].learning_rate, DEFAULTS)
+        args = replace(args, config=config, origin=filled | args.origin)
+        try:
+            LOSSES[config.loss].config(**args.loss_flags)
+        except ValueError as error:
+            raise InputError(str(error), USAGE) from error
+        accelerator = make_accelerator(config)
+        check_launch(accelerator)
+        directory = RunDirectory(
+            Path(config.output_dir or ""),
+            overwrite=config.overwrite or config.dry_run,
+            writes=accelerator.is_main_process and not config.dry_run,
+        )
+        train(args, accelerator, directory)
+    except InputError as error:
+        if directory:
+            directory.fail(str(error), error.exit_code)
+        if os.environ.get("RANK", "0") == "0":
+            print(f"train.py: {error}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        if directory:
+            directory.fail("interrupted", INTERRUPTED)
+        print("train.py: interrupted", file=sys.stderr)
+        return INTERRUPTED
+    directory.close()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(ARGS))
