@@ -3,9 +3,9 @@
     accelerate launch train.py --loss dpo
     python train.py --loss dpo --model HuggingFaceTB/SmolLM2-135M --data piqa
 
-A loss sees one micro-batch at a time and returns a *sum* over its units (tokens or pairs). The only
-division is in `optimizer_step`, by the units of the whole step over all micro-batches and ranks, so
-that the gradient is the same however the step is cut.
+A loss sees one micro-batch at a time and returns a *sum* over its units (tokens or pairs). The
+only division is in `optimizer_step`, by the units of the whole step over all micro-batches and
+ranks, so that the gradient is the same however the step is cut.
 
 Not here: padding (data/trees.py), a resident reference model (runtime/reference.py), callbacks, and
 Accelerate's own gradient accumulation, whose divisions would come on top of ours.
@@ -35,20 +35,21 @@ from accelerate import Accelerator
 from accelerate.utils import set_seed
 from torch import nn
 
-from data.batches import cover, split, step_rows, total_steps
+from data.batches import split, step_rows, total_steps
 from data.errors import INTERRUPTED, NOT_FINITE, USAGE, InputError
 from data.pocket import DEFAULTS
 from data.trees import TreeBatch
 from losses import LOSSES
-from losses.base import Loss, masked_sum, metric
+from losses.base import Loss
 from losses.forward import Policy
 from runtime.cli import Args
 from runtime.config import TrainConfig, resolve
 from runtime.directory import RunDirectory
+from runtime.heldout import check_start, evaluate
 from runtime.inputs import Rows, load_rows, show_examples
 from runtime.launch import check_launch, die_with_launcher, make_accelerator
 from runtime.metrics import Totals
-from runtime.models import choose_layout, load_causal_lm, load_tokenizer, parameters
+from runtime.models import choose_layout, load_causal_lm, load_tokenizer, make_optimizer, parameters
 from runtime.reference import with_reference
 from runtime.report import Progress, command, draw_curves, model_card, table, versions
 
@@ -72,13 +73,12 @@ def batch_steps(
 
 def optimizer_step(
     accelerator: Accelerator, policy: nn.Module, loss: Loss, config: Any, batches: list[TreeBatch]
-) -> tuple[int, dict[str, float]]:
+) -> tuple[dict[str, int], dict[str, float]]:
     """Add one optimizer step's gradient: that of (sum of the losses) / (number of units), exactly.
 
     Returns the number of units and the metrics, both over all ranks.
     """
-    local = torch.tensor(sum(loss.units(batch) for batch in batches), device=accelerator.device)
-    units = int(accelerator.reduce(local, "sum"))
+    units = count_units(accelerator, loss, config, batches)
     totals = Totals()
     for batch in batches:
         # Gradients travel between ranks once, with the last micro-batch.
@@ -86,10 +86,24 @@ def optimizer_step(
             output = loss.step(policy(batch), batch, config)
             # DDP averages over ranks, hence their number. A dummy runs backward too: the other
             # ranks wait for its gradient, which is 0.
-            share = 0.0 if batch.dummy else accelerator.num_processes / units
-            accelerator.backward(output.total * share)
+            scale = 0 if batch.dummy else accelerator.num_processes
+            parts = [total * (scale / units[unit]) for unit, total in output.totals.items()]
+            accelerator.backward(torch.stack(parts).sum())
         totals.add(output.metrics, dummy=batch.dummy)
     return units, totals.reduce(accelerator)
+
+
+def count_units(
+    accelerator: Accelerator, loss: Loss, config: Any, batches: list[TreeBatch]
+) -> dict[str, int]:
+    """What the losses of a whole step are divided by; known from the masks, before any forward."""
+    counts = [loss.units(batch, config) for batch in batches]
+    local = [
+        sum(count[unit] for count, batch in zip(counts, batches, strict=True) if not batch.dummy)
+        for unit in counts[0]
+    ]
+    everywhere = accelerator.reduce(torch.tensor(local, device=accelerator.device), "sum")
+    return dict(zip(counts[0], everywhere.tolist(), strict=True))
 
 
 def learning_rate(step: int, steps: int, config: TrainConfig) -> float:
@@ -104,38 +118,6 @@ def learning_rate(step: int, steps: int, config: TrainConfig) -> float:
     left = (steps - step + 1) / max(steps - warmup, 1)  # 1 right after the warm-up, then falling
     shape = {"constant": 1.0, "linear": left, "cosine": (1 - math.cos(math.pi * left)) / 2}
     return config.learning_rate * shape[config.schedule]
-
-
-@torch.no_grad()
-def evaluate(
-    accelerator: Accelerator,
-    policy: nn.Module,
-    loss: Loss,
-    config: Any,
-    data: Rows,
-    max_tokens: int,
-) -> dict[str, float]:
-    """The loss's own metrics on the held-out rows, and how often the chosen response is preferred.
-
-    `accuracy` compares summed log-probs and `accuracy_norm` those sums per character of the
-    response, the end token counting in neither: lm-eval's acc and acc_norm.
-    """
-    totals = Totals()
-    plan = cover(data.lengths, accelerator.num_processes, max_tokens)
-    for members in plan[accelerator.process_index]:
-        batch = data.batch(members, accelerator.device)
-        logps = policy(batch)
-        metrics = {}
-        if batch.num_sequences == 2 * batch.num_examples:
-            seq_logps = masked_sum(logps, batch.text_mask())
-            metrics["accuracy"] = metric(seq_logps[0::2] > seq_logps[1::2])
-            per_character = seq_logps / batch.characters
-            metrics["accuracy_norm"] = metric(per_character[0::2] > per_character[1::2])
-            if loss.branches == 1:
-                logps, batch = logps[0::2], batch.chosen()
-        metrics |= loss.step(logps, batch, config).metrics
-        totals.add(metrics, dummy=batch.dummy)
-    return totals.reduce(accelerator)
 
 
 # ------------------------------------------------------------------------------ a run
@@ -185,13 +167,7 @@ def train(args: Args, accelerator: Accelerator, directory: RunDirectory) -> None
             "versions": versions(),
         }
     )
-    matrices = [p for p in model.parameters() if p.requires_grad and p.ndim >= 2]
-    vectors = [p for p in model.parameters() if p.requires_grad and p.ndim < 2]
-    groups = [
-        {"params": matrices, "weight_decay": config.weight_decay},
-        {"params": vectors, "weight_decay": 0.0},
-    ]
-    optimizer = torch.optim.AdamW(groups, lr=config.learning_rate, fused=True)
+    optimizer = make_optimizer(model, config.learning_rate, config.weight_decay)
     policy, optimizer = accelerator.prepare(Policy(model, fused=fused), optimizer)
 
     # ---- reference: its log-probs, taken while the policy still is the reference
@@ -240,7 +216,7 @@ def train(args: Args, accelerator: Accelerator, directory: RunDirectory) -> None
             **metrics,
             "grad_norm": grad_norm,
             "learning_rate": rate,
-            "units": units,
+            **units,
             "seconds": time.perf_counter() - began,
         }
         directory.log(record)
@@ -264,7 +240,7 @@ def train(args: Args, accelerator: Accelerator, directory: RunDirectory) -> None
         "after": history[-1],
         "steps": steps,
         "rows": steps * config.batch_size,
-        "unit": "pairs" if loss.unit == "pair" else "rows",
+        "unit": "pairs" if loss.branches == 2 else "rows",
         "tokens": all_tokens,
         "seconds": time.perf_counter() - began,
         "rows_per_second": steps * config.batch_size / training_seconds,
@@ -281,17 +257,6 @@ def train(args: Args, accelerator: Accelerator, directory: RunDirectory) -> None
     accelerator.end_training()
     say(table(summary))
     say(f"{directory.path}: final/ (the model), metrics.jsonl, summary.json, curves.png")
-
-
-def check_start(before: dict[str, float], expected: dict[str, float], config: TrainConfig) -> None:
-    """Stop if what must hold before the first update does not, DPO's ln 2 for one."""
-    tolerance = 1e-4 if config.mixed_precision == "no" and config.dtype != "bfloat16" else 1e-2
-    for name, value in expected.items():
-        if not abs(before[name] - value) <= tolerance:
-            raise InputError(
-                f"self-check: held-out {name} is {before[name]} before the first update, and must"
-                f" be {value:.6f} while policy and reference are one; please report this"
-            )
 
 
 def main(args: Args) -> int:

@@ -19,9 +19,9 @@ Metric = tuple[Tensor, Tensor]  # a detached (sum, count): adds up over micro-ba
 
 @dataclass(frozen=True)
 class LossOutput:
-    """`total` is a *sum* over the loss's units, with its graph; the loop divides, once."""
+    """A *sum* for each unit, with its graph; the loop divides it by that unit's global count."""
 
-    total: Tensor
+    totals: dict[str, Tensor]
     metrics: dict[str, Metric]
 
 
@@ -32,18 +32,22 @@ class Loss:
     name: str
     config: type  # its flags: a frozen dataclass with a sentence under every field
     step: Callable[[Tensor, TreeBatch, Any], LossOutput]
-    unit: Literal["token", "pair"]  # what `total` is a sum over
+    units: Callable[[TreeBatch, Any], dict[str, int]]  # what `totals` are sums over, and how many
     branches: Literal[1, 2]  # responses of a row that it trains on: chosen, or chosen and rejected
     needs_reference: bool  # reads `batch.ref_logps`
     learning_rate: float  # default for `--learning_rate`, with its source beside it
     # What held-out metrics must be before the first update, when the policy is its own reference.
     at_start: Callable[[Any], dict[str, float]] = field(default=lambda config: {})
 
-    def units(self, batch: TreeBatch) -> int:
-        """How many units `batch` holds; known from its masks, before any forward."""
-        if batch.dummy:
-            return 0
-        return batch.num_tokens if self.unit == "token" else batch.num_examples
+
+def pairs(batch: TreeBatch, config: object) -> dict[str, int]:
+    """The unit of a loss that is a mean over examples."""
+    return {"pairs": batch.num_examples}
+
+
+def tokens(batch: TreeBatch, config: object) -> dict[str, int]:
+    """The unit of a loss that is a mean over response tokens."""
+    return {"tokens": batch.num_tokens}
 
 
 def wide(device: torch.device) -> torch.dtype:

@@ -40,6 +40,7 @@ from losses.base import (
     masked_mean,
     masked_sum,
     metric,
+    pairs,
 )
 
 Variant = Literal["sigmoid", "robust", "ipo", "hinge"]
@@ -61,10 +62,15 @@ class DPOConfig:
     def __post_init__(self) -> None:
         if self.beta <= 0:
             raise ValueError(f"--beta {self.beta} must be above 0")
-        if not 0 <= self.label_smoothing < 0.5:
-            raise ValueError(f"--label_smoothing {self.label_smoothing} must be in [0, 0.5)")
-        if self.label_smoothing and self.variant not in ("sigmoid", "robust"):
-            raise ValueError(f"--label_smoothing has no meaning with --variant {self.variant}")
+        check_smoothing(self.label_smoothing, self.variant)
+
+
+def check_smoothing(label_smoothing: float, variant: Variant) -> None:
+    """Raise ValueError where the smoothing would be ignored, or divide by 0."""
+    if not 0 <= label_smoothing < 0.5:
+        raise ValueError(f"label_smoothing {label_smoothing} must be in [0, 0.5)")
+    if label_smoothing and variant not in ("sigmoid", "robust"):
+        raise ValueError(f"label_smoothing has no meaning with variant {variant}")
 
 
 def dpo_loss(
@@ -88,7 +94,7 @@ def dpo_loss(
         (B,) un-reduced losses.
 
     Raises:
-        ValueError: the shapes differ, or the variant is unknown.
+        ValueError: the shapes differ, the variant is unknown, or it has no use for the smoothing.
     """
     check_same_shape(
         policy_chosen_logps=policy_chosen_logps,
@@ -100,6 +106,7 @@ def dpo_loss(
     ref_logratio = ref_chosen_logps - ref_rejected_logps
     h = policy_logratio - ref_logratio
     eps = label_smoothing
+    check_smoothing(eps, variant)
 
     if variant == "sigmoid":  # DPO eq. 7 at eps = 0, cDPO eq. 3
         return -(1 - eps) * logsigmoid(beta * h) - eps * logsigmoid(-beta * h)
@@ -134,7 +141,7 @@ def step(logps: Tensor, batch: TreeBatch, config: DPOConfig) -> LossOutput:
     chosen_rewards = config.beta * (policy_chosen - ref_chosen)  # eq. 5, without the partition term
     rejected_rewards = config.beta * (policy_rejected - ref_rejected)
     return LossOutput(
-        losses.sum(),
+        {"pairs": losses.sum()},
         {
             "loss": metric(losses),
             "rewards/chosen": metric(chosen_rewards),
@@ -165,7 +172,7 @@ LOSS = Loss(
     name="dpo",
     config=DPOConfig,
     step=step,
-    unit="pair",
+    units=pairs,
     branches=2,
     needs_reference=True,
     learning_rate=1e-6,  # TRL's DPOConfig; the paper's appendix B

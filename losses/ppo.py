@@ -16,6 +16,7 @@ Divergence". Whitening with the population variance: OpenAI lm-human-preferences
 
 from __future__ import annotations
 
+import math
 from typing import Literal, get_args
 
 import torch
@@ -84,7 +85,7 @@ def gae(
         columns.append(torch.where(mask[:, t], advantage, 0.0))
         next_advantage = torch.where(mask[:, t], advantage, next_advantage)
         next_value = torch.where(mask[:, t], values[:, t], next_value)
-    advantages = torch.stack(columns[::-1], dim=1)
+    advantages = torch.stack(columns[::-1], dim=1) if columns else torch.zeros_like(values)
     return advantages, torch.where(mask, advantages + values, 0.0)
 
 
@@ -104,6 +105,7 @@ def masked_whiten(x: Tensor, mask: Tensor, *, shift_mean: bool = True) -> Tensor
     check_same_shape(x=x, mask=mask)
     x, count = torch.where(mask, x, 0.0), mask.sum().clamp(min=1)
     mean = x.sum() / count
+    mean = mean + torch.where(mask, x - mean, 0.0).sum() / count  # what rounding took from it
     centred = torch.where(mask, x - mean, 0.0)
     whitened = centred * torch.rsqrt((centred**2).sum() / count + 1e-8)
     return whitened if shift_mean else torch.where(mask, whitened + mean, 0.0)
@@ -127,8 +129,10 @@ def ppo_policy_loss(
         ValueError: the shapes differ.
     """
     check_same_shape(logps=logps, old_logps=old_logps, advantages=advantages, mask=mask)
-    # Masked before exp: what padding holds could overflow, and its gradient would be 0 x inf.
-    ratio = torch.exp(torch.where(mask, logps - old_logps, 0.0))
+    # Masked before exp: what padding holds could overflow, and its gradient would be 0 x inf. A
+    # real token's could too, so the ratio stops just below the largest number (e^87 in float32).
+    log_ratio = torch.where(mask, logps - old_logps, 0.0)
+    ratio = torch.exp(log_ratio.clamp(max=math.log(torch.finfo(log_ratio.dtype).max) - 1))
     advantages = torch.where(mask, advantages, 0.0)
     unclipped = ratio * advantages
     clipped = ratio.clamp(1 - clip, 1 + clip) * advantages

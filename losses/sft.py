@@ -18,7 +18,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from losses.base import Loss, LossOutput, TreeBatch, check_same_shape, metric
+from losses.base import Loss, LossOutput, TreeBatch, check_same_shape, metric, tokens
 
 
 @dataclass(frozen=True)
@@ -45,14 +45,14 @@ def sft_loss(logps: Tensor, mask: Tensor) -> Tensor:
 
 def step(logps: Tensor, batch: TreeBatch, config: SFTConfig) -> LossOutput:
     losses = sft_loss(logps, batch.mask)  # (S, T)
-    return LossOutput(losses.sum(), {"loss": metric(losses, batch.mask)})
+    return LossOutput({"tokens": losses.sum()}, {"loss": metric(losses, batch.mask)})
 
 
 LOSS = Loss(
     name="sft",
     config=SFTConfig,
     step=step,
-    unit="token",
+    units=tokens,
     branches=1,
     needs_reference=False,
     learning_rate=2e-5,  # TRL's SFTConfig; Zephyr-7B (arXiv 2310.16944)

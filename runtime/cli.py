@@ -25,6 +25,14 @@ from runtime.config import TrainConfig
 
 ROOT = Path(__file__).resolve().parent.parent
 
+TYRO_SAYS = {  # and how a user reads it
+    r"Error parsing (--\w+): no type .* from \[('.*?')\]\..*": r"\1: \2 is not valid here",
+    r"Error parsing (--\w+): could not convert string to float: (.*)": r"\1: \2 is not a number",
+    r"Error parsing (--\w+): invalid literal for int.*: (.*)": r"\1: \2 is not a whole number",
+    r"invalid choice (.*) for argument '(--\w+)'. Expected .*\((.*)\).*": r"\2: \1 is none of \3",
+    r"Missing value for argument '(--\w+)'.*": r"\1: its value is missing",
+}
+
 
 @dataclass(frozen=True)
 class Args:
@@ -96,17 +104,23 @@ def parse_args(argv: Sequence[str]) -> Args:
     loss = _peek(given, "loss") or from_file.get("loss")
     names = list(loss_files())
     if loss is None and not {"-h", "--help"} & set(given):
-        raise InputError(f"--loss is missing: one of {', '.join(names)}", USAGE)
+        like = difflib.get_close_matches("--loss", [arg.split("=")[0] for arg in given], n=1)
+        typo = f"; you wrote {like[0]}" if like and like[0] != "--loss" else ""
+        raise InputError(f"--loss is missing: one of {', '.join(names)}{typo}", USAGE)
+    loss = None if loss is None else str(loss)
     if loss is not None and loss not in names:
         raise InputError(f"--loss {loss}: {_suggest(loss, names)}", USAGE)
 
     own = read_flags(loss_files()[loss]) if loss else []
     shared = read_flags(ROOT / "runtime" / "config.py")
-    known = {flag.name for flag in [*own, *shared]}
-    for key in from_file:
+    known = {flag.name: flag for flag in [*own, *shared]}
+    for key, value in from_file.items():
+        where = f"{_peek(given, 'config')}: "
         if key not in known:
-            where = f"{_peek(given, 'config')}: unknown key {key}"
-            raise InputError(f"{where}: {_not_a_flag(key, loss, known)}", USAGE)
+            raise InputError(f"{where}unknown key {key}: {_not_a_flag(key, loss, known)}", USAGE)
+        if isinstance(value, bool) and known[key].type is not bool:
+            said = f"YAML reads this as {str(value).lower()}; put it in quotes"
+            raise InputError(f"{where}{key}: {said}", USAGE)
     argv = [*_as_argv(from_file), *given]
     values, unknown = _tyro([*own, *shared], argv, loss, names)
     if unknown:
@@ -120,6 +134,7 @@ def parse_args(argv: Sequence[str]) -> Args:
     except ValueError as error:
         raise InputError(str(error), USAGE) from error
     typed = {a[2:].split("=")[0].replace("-", "_") for a in given if a.startswith("--")}
+    typed = {name if name in known else name.removeprefix("no_") for name in typed}
     origin = dict.fromkeys(from_file, "config file") | dict.fromkeys(typed, "command line")
     return Args(config, {flag.name: getattr(values, flag.name) for flag in own}, origin)
 
@@ -150,6 +165,8 @@ def _read_config(path: str | None) -> dict[str, Any]:
         values = yaml.safe_load(Path(path).read_text("utf-8")) or {}
     except OSError as error:
         raise InputError(f"--config {path}: {error.strerror}", NO_INPUT) from error
+    except UnicodeDecodeError as error:
+        raise InputError(f"--config {path}: not UTF-8; save it as UTF-8", USAGE) from error
     except yaml.YAMLError as error:
         raise InputError(f"--config {path}: {' '.join(str(error).split())}", USAGE) from error
     if not isinstance(values, dict):
@@ -195,16 +212,13 @@ def _tyro(
         # tyro draws a box; its first paragraph is the reason.
         lines = [line.strip("│ ") for line in said.getvalue().splitlines() if line[:1] == "│"]
         reason = " ".join(" ".join(lines).split("───")[0].split())
-        reason = re.sub(
-            r"^Error parsing (--\w+): no type .* from \['(.*?)'\]\..*",
-            r"\1: '\2' is not valid here",
-            reason,
-        )
+        for pattern, plain in TYRO_SAYS.items():
+            reason = re.sub(f"^{pattern}", plain, reason)
         raise InputError(reason or "the command line is not valid", USAGE) from None
     return parsed
 
 
-def _not_a_flag(name: str, loss: str | None, known: set[str]) -> str:
+def _not_a_flag(name: str, loss: str | None, known: Iterable[str]) -> str:
     """Why `name` is not a flag here: it is another loss's, or a typo."""
     owners = [
         other

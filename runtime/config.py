@@ -5,6 +5,7 @@ Standard library only: the command line reads this before torch is imported.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Literal
@@ -75,11 +76,11 @@ class TrainConfig:
         positive = ("max_steps", "epochs", "batch_size", "max_tokens", "learning_rate")
         for name in positive:
             value = getattr(self, name)
-            if value is not None and not value > 0:
-                raise ValueError(f"--{name} {value} must be above 0")
+            if value is not None and not 0 < value < math.inf:
+                raise ValueError(f"--{name} {value} must be above 0 and finite")
         for name in ("warmup", "weight_decay", "max_grad_norm", "eval_every", "seed"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"--{name} {getattr(self, name)} must not be negative")
+            if not 0 <= getattr(self, name) < math.inf:
+                raise ValueError(f"--{name} {getattr(self, name)} must be 0 or above, and finite")
         if self.max_length < 2:
             raise ValueError(f"--max_length {self.max_length}: at least 2, a prompt and a response")
 

@@ -16,6 +16,7 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
+from transformers.utils import logging as transformers_logging
 
 from data.encode import Row
 from data.errors import BAD_DATA, NO_INPUT, UNAVAILABLE, USAGE, InputError
@@ -24,6 +25,8 @@ from data.trees import Layout, pack
 from losses.forward import Policy
 
 Loaded = TypeVar("Loaded")
+
+transformers_logging.disable_progress_bar()  # a run has one bar, its own
 
 # Logits that are more than a linear map of the hidden state: config fields that say so.
 LOGIT_FIELDS = ("final_logit_softcapping", "logit_scale", "logits_scaling")
@@ -140,6 +143,18 @@ def _probe(model: PreTrainedModel, layout: Layout, *, fused: bool) -> torch.Tens
     batch = pack(rows, layout=layout).to(model.device)
     logps: torch.Tensor = Policy(model, fused=fused)(batch)
     return logps.double()
+
+
+def make_optimizer(
+    model: PreTrainedModel, learning_rate: float, weight_decay: float
+) -> torch.optim.AdamW:
+    """AdamW (betas 0.9, 0.999, eps 1e-8), fused; weight decay on matrices only."""
+    trained = [p for p in model.parameters() if p.requires_grad]
+    groups = [
+        {"params": [p for p in trained if p.ndim >= 2], "weight_decay": weight_decay},
+        {"params": [p for p in trained if p.ndim < 2], "weight_decay": 0.0},
+    ]
+    return torch.optim.AdamW(groups, lr=learning_rate, fused=True)
 
 
 def parameters(model: PreTrainedModel) -> str:

@@ -1,0 +1,34 @@
+"""Pocket: the offline default. A generated world of physical-commonsense questions and its base.
+
+Generated; not PIQA. See `world.py` for the objects and goals and the exact grader, `rows.py` for
+the preference pairs and what is held out, `text.py` for what the base model has read.
+
+Importing this package costs nothing: it needs the standard library only.
+"""
+
+from pathlib import Path
+
+from .rows import heldout_prompts, heldout_rows, train_prompts, train_rows
+from .world import grade, well_formed
+
+__all__ = [
+    "BASE_DIR",
+    "DEFAULTS",
+    "grade",
+    "heldout_prompts",
+    "heldout_rows",
+    "train_prompts",
+    "train_rows",
+    "well_formed",
+]
+
+BASE_DIR: Path = Path(__file__).parent / "base"
+
+# What works well here within a minute on two slow cores: tuned on this world, not general advice.
+DEFAULTS: dict[str, dict[str, int | float]] = {
+    "sft": {"max_steps": 100, "batch_size": 32, "learning_rate": 1e-3},
+    "reward": {"max_steps": 100, "batch_size": 32, "learning_rate": 1e-3},
+    "dpo": {"max_steps": 100, "batch_size": 32, "learning_rate": 5e-4},
+    "orpo": {"max_steps": 100, "batch_size": 32, "learning_rate": 1e-3},
+    "ppo": {"max_steps": 100, "batch_size": 32, "learning_rate": 5e-4},
+}

@@ -1,0 +1,59 @@
+"""The held-out rows: the loss there, and how often the chosen response is preferred."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch import nn
+
+from data.batches import cover
+from data.errors import InputError
+from losses.base import Loss, masked_sum, metric
+from runtime.config import TrainConfig
+from runtime.inputs import Rows
+from runtime.metrics import Totals
+
+
+@torch.no_grad()
+def evaluate(
+    accelerator: Accelerator,
+    policy: nn.Module,
+    loss: Loss,
+    config: Any,
+    data: Rows,
+    max_tokens: int,
+) -> dict[str, float]:
+    """The loss's own metrics on the held-out rows, and how often the chosen response is preferred.
+
+    `accuracy` compares summed log-probs and `accuracy_norm` those sums per character of the
+    response, the end token counting in neither: lm-eval's acc and acc_norm.
+    """
+    totals = Totals()
+    plan = cover(data.lengths, accelerator.num_processes, max_tokens)
+    for members in plan[accelerator.process_index]:
+        batch = data.batch(members, accelerator.device)
+        logps = policy(batch)
+        metrics = {}
+        if batch.num_sequences == 2 * batch.num_examples:
+            seq_logps = masked_sum(logps, batch.text_mask())
+            metrics["accuracy"] = metric(seq_logps[0::2] > seq_logps[1::2])
+            per_character = seq_logps / batch.characters
+            metrics["accuracy_norm"] = metric(per_character[0::2] > per_character[1::2])
+            if loss.branches == 1:
+                logps, batch = logps[0::2], batch.chosen()
+        metrics |= loss.step(logps, batch, config).metrics
+        totals.add(metrics, dummy=batch.dummy)
+    return totals.reduce(accelerator)
+
+
+def check_start(before: dict[str, float], expected: dict[str, float], config: TrainConfig) -> None:
+    """Stop if what must hold before the first update does not, DPO's ln 2 for one."""
+    tolerance = 1e-4 if config.mixed_precision == "no" and config.dtype != "bfloat16" else 1e-2
+    for name, value in expected.items():
+        if not abs(before[name] - value) <= tolerance:
+            raise InputError(
+                f"self-check: held-out {name} is {before[name]} before the first update, and must"
+                f" be {value:.6f} while policy and reference are one; please report this"
+            )

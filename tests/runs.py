@@ -1,0 +1,129 @@
+"""Start train.py as a user does: a process of its own, without paying its imports every time.
+
+A fork server imports `train` once; every run is forked from it, so that it has its own exit code,
+its own stdout and stderr (those of libraries too), and nothing left over from the run before.
+"""
+
+import json
+import multiprocessing
+import os
+import shutil
+import sys
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+BASE = ROOT / "data" / "pocket" / "base"
+OFFLINE = {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
+# a few steps on 48 rows: the model is a real one, but nothing is learnt in so short a time
+QUICK = {"--max_steps": "3", "--batch_size": "8", "--learning_rate": "1e-3"}
+
+_forks = multiprocessing.get_context("forkserver" if sys.platform == "linux" else "spawn")
+_forks.set_forkserver_preload(
+    ["train", "typeguard", "matplotlib.pyplot", "transformers.models.llama.modeling_llama"]
+)
+
+
+@dataclass(frozen=True)
+class Run:
+    code: int | None
+    out: str
+    err: str
+
+    @property
+    def line(self) -> str:
+        """The one line that a user sees of an error; everything else on stderr is too much."""
+        assert self.err.startswith("train.py: ") and self.err.count("\n") == 1, self.err
+        return self.err.removeprefix("train.py: ").removesuffix("\n")
+
+
+def run(*flags, cwd=None, env=None, before=None, draw=False) -> Run:
+    """`python train.py FLAGS`; `before`, a function of a module of this folder, is called first.
+
+    The curves are drawn only with `draw`: that takes longer than the rest of a small run.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        inherited = dict(os.environ)
+        os.environ |= OFFLINE | {"PYTHONPATH": str(ROOT)}
+        try:
+            job = (folder, [str(flag) for flag in flags], cwd, env or {}, before, draw)
+            process = _forks.Process(target=_train, args=job)
+            process.start()
+        finally:
+            os.environ.clear()
+            os.environ.update(inherited)
+        process.join(300)
+        if process.is_alive():
+            process.kill()
+        out, err = (Path(folder, name).read_text("utf-8") for name in ("out", "err"))
+        return Run(process.exitcode, out, err)
+
+
+def _train(folder, flags, cwd, env, before, draw):
+    for fd, name in ((1, "out"), (2, "err")):
+        os.dup2(os.open(os.path.join(folder, name), os.O_WRONLY | os.O_CREAT), fd)
+    os.environ.update(env)
+    os.chdir(cwd or folder)
+    sys.argv = ["train.py", *flags]
+    import train
+    from runtime.cli import parse_or_exit
+
+    if not draw:
+        train.draw_curves = lambda *_: None
+    if before is not None:
+        before()
+    sys.exit(train.main(parse_or_exit(flags)))
+
+
+def no_model():
+    """Loading a model ends the test: what is wrong must be found before."""
+    import train
+
+    def load(*_, **__):
+        raise AssertionError("the model was loaded")
+
+    train.load_causal_lm = load
+
+
+# ---------------------------------------------------------------- small data and models
+
+
+def pocket_rows(train=48, heldout=16):
+    """Rows of the pocket world, evenly taken: (training, held out)."""
+    from data import pocket
+
+    rows = pocket.train_rows(), pocket.heldout_rows()
+    return [part[:: len(part) // n][:n] for part, n in zip(rows, (train, heldout), strict=True)]
+
+
+def write_rows(folder, train, valid):
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, rows in (("train", train), ("valid", valid)):
+        text = "".join(json.dumps(row) + "\n" for row in rows)
+        (folder / f"{name}.jsonl").write_text(text, "utf-8")
+    return folder
+
+
+def copy_base(folder):
+    """A model directory to spoil."""
+    return Path(shutil.copytree(BASE, folder, copy_function=shutil.copyfile))
+
+
+def random_llama(folder, tokenizer):
+    """A two-layer Llama with random weights, for the given tokenizer."""
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+    )
+    LlamaForCausalLM(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder

@@ -1,0 +1,138 @@
+"""One optimizer step has one gradient, however it is cut: bugs.md A1 to A18."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from accelerate import Accelerator
+from models import flat_grad, make_model, make_rows, relative_error
+from tolerances import LOOSE, TIGHT, loose
+
+from losses import LOSSES
+from losses.forward import Policy
+from runtime.heldout import evaluate
+from runtime.inputs import Rows
+from train import optimizer_step
+
+SPLITS = {
+    "8 x 1": [[i] for i in range(8)],
+    "2 x 4": [[0, 1, 2, 3], [4, 5, 6, 7]],
+    "5 + 3": [[0, 1, 2, 3, 4], [5, 6, 7]],
+    "another order": [[7, 2, 4], [0], [6, 5, 3, 1]],
+    "with an empty one": [[0, 1, 2, 3, 4, 5, 6, 7], []],
+}
+WHOLE = [[0, 1, 2, 3, 4, 5, 6, 7]]
+DTYPES = {torch.float64: TIGHT, torch.float32: loose(torch.float32)}  # 1e-12 and 1e-6
+
+
+def data_for(loss, layout="tree"):
+    """Eight rows of unequal lengths, with a reference that is not the policy."""
+    rows = make_rows(8, responses=loss.branches, seed=11)
+    reference = torch.linspace(-30, -10, 8 * loss.branches, dtype=torch.float64)
+    return Rows(rows, layout, reference.view(8, -1) if loss.needs_reference else None)
+
+
+def gradient(name, split, dtype=torch.float64, family="gpt_neox", layout="tree"):
+    """(gradient, units, metrics) of one optimizer step over the micro-batches of `split`."""
+    loss, accelerator = LOSSES[name], Accelerator(cpu=True)
+    model, data = make_model(family, dtype), data_for(loss, layout)
+    batches = [data.batch(members, torch.device("cpu")) for members in split]
+    batches = [replace(b, ref_logps=_cast(b.ref_logps, dtype)) for b in batches]
+    units, metrics = optimizer_step(accelerator, Policy(model), loss, loss.config(), batches)
+    return flat_grad(model), units, metrics
+
+
+def _cast(x, dtype):
+    return None if x is None else x.to(dtype)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("split", SPLITS)
+@pytest.mark.parametrize("name", LOSSES)
+def test_micro_batches_do_not_change_the_gradient_or_the_metrics(name, split, dtype):
+    whole, whole_units, whole_metrics = gradient(name, WHOLE, dtype)
+    parts, units, metrics = gradient(name, SPLITS[split], dtype)
+    assert relative_error(parts, whole) < DTYPES[dtype]
+    assert units == whole_units
+    assert metrics == pytest.approx(whole_metrics, rel=LOOSE * DTYPES[dtype])
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_the_rectangle_gives_the_same_gradient(name):
+    tree, _, _ = gradient(name, WHOLE)
+    rectangle, _, _ = gradient(name, SPLITS["5 + 3"], layout="rectangle")
+    assert relative_error(tree, rectangle) < 100 * TIGHT
+
+
+def test_sft_divides_by_all_tokens_not_by_micro_batches():
+    """A1: a mean of the micro-batches' means would weigh short rows more."""
+    data = data_for(LOSSES["sft"])
+    lengths = [len(row.responses[0]) for row in data.rows]
+    assert len(set(lengths)) > 1, "rows of one length would not tell the two apart"
+    _, units, metrics = gradient("sft", SPLITS["8 x 1"])
+    assert units == {"tokens": sum(lengths)}
+    by_row = [gradient("sft", [[i]])[2]["loss"] for i in range(8)]
+    total = sum(mean * length for mean, length in zip(by_row, lengths, strict=True))
+    assert metrics["loss"] == pytest.approx(total / sum(lengths), rel=TIGHT)
+    assert metrics["loss"] != pytest.approx(sum(by_row) / 8, rel=1e6 * TIGHT)
+
+
+def test_the_gradient_is_that_of_the_mean_by_autograd():
+    """The step's gradient against the loss written out: mean over pairs, one backward."""
+    loss, model = LOSSES["dpo"], make_model("gpt_neox")
+    batch = data_for(loss).batch(range(8), torch.device("cpu"))
+    (loss.step(Policy(model)(batch), batch, loss.config()).totals["pairs"] / 8).backward()
+    assert relative_error(gradient("dpo", SPLITS["5 + 3"])[0], flat_grad(model)) < TIGHT
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_evaluation_does_not_depend_on_how_it_is_cut(name):
+    loss, accelerator = LOSSES[name], Accelerator(cpu=True)
+    rows = make_rows(8, responses=2, seed=11)
+    reference = torch.zeros(8, 2, dtype=torch.float64) if loss.needs_reference else None
+    data, policy = Rows(rows, "tree", reference), Policy(make_model("gpt_neox"))
+    whole, alone = (
+        evaluate(accelerator, policy, loss, loss.config(), data, budget) for budget in (10**6, 1)
+    )
+    assert alone == pytest.approx(whole, rel=100 * TIGHT)
+    assert 0 <= whole["accuracy"] <= 1 and 0 <= whole["accuracy_norm"] <= 1
+
+
+# --- two ranks, over gloo ------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def two_ranks(tmp_path_factory):
+    """What both ranks of a two-process run computed: tests/rank_step.py, started by torchrun."""
+    out = tmp_path_factory.mktemp("ranks")
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = str(free.getsockname()[1])
+    script = Path(__file__).with_name("rank_step.py")
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2"]
+    subprocess.run(
+        [*launcher, "--master_port", port, str(script), str(out)],
+        env=os.environ | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"},
+        check=True,
+        timeout=300,
+    )
+    return out
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("name", LOSSES)
+def test_two_ranks_give_the_gradient_and_the_metrics_of_one(two_ranks, name, dtype):
+    """A2, A17, A18: unequal shares, one rank with fewer rows than the other and a dummy."""
+    whole, units, metrics = gradient(name, WHOLE, dtype)
+    for rank in range(2):
+        found = torch.load(two_ranks / f"{name}-{dtype}-{rank}.pt", weights_only=True)
+        assert relative_error(found, whole) < DTYPES[dtype]
+        told = json.loads((two_ranks / f"{name}-{dtype}-{rank}.json").read_text())
+        assert told["units"] == units
+        assert told["metrics"] == pytest.approx(metrics, rel=LOOSE * DTYPES[dtype])
