@@ -16,13 +16,17 @@ from __future__ import annotations
 import sys
 
 if __name__ == "__main__":
-    # Before the heavy imports below, so that --help and a typo answer at once.
+    # Before the heavy imports below, so that --help and a typo answer at once, and a launcher's
+    # early end is not missed.
     from runtime.cli import parse_or_exit
+    from runtime.launch import die_with_launcher
 
+    die_with_launcher()
     ARGS = parse_or_exit(sys.argv[1:])
 
 import math
 import os
+import signal
 import time
 from collections.abc import Iterator
 from contextlib import nullcontext
@@ -33,10 +37,11 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from accelerate.utils import set_seed
+from safetensors import SafetensorError
 from torch import nn
 
 from data.batches import split, step_rows, total_steps
-from data.errors import INTERRUPTED, NOT_FINITE, USAGE, InputError
+from data.errors import INTERRUPTED, IO_ERROR, NOT_FINITE, USAGE, InputError
 from data.pocket import DEFAULTS
 from data.trees import TreeBatch
 from losses import LOSSES
@@ -45,11 +50,19 @@ from losses.forward import Policy
 from runtime.cli import Args
 from runtime.config import TrainConfig, resolve
 from runtime.directory import RunDirectory
-from runtime.heldout import check_start, evaluate
+from runtime.heldout import check_finite, check_start, evaluate
 from runtime.inputs import Rows, load_rows, show_examples
-from runtime.launch import check_launch, die_with_launcher, make_accelerator
+from runtime.launch import check_launch, make_accelerator, start_trackers
 from runtime.metrics import Totals
-from runtime.models import choose_layout, load_causal_lm, load_tokenizer, make_optimizer, parameters
+from runtime.models import (
+    check_tokenizer,
+    check_vocabulary,
+    choose_layout,
+    load_causal_lm,
+    load_tokenizer,
+    make_optimizer,
+    parameters,
+)
 from runtime.reference import with_reference
 from runtime.report import Progress, command, draw_curves, model_card, table, versions
 
@@ -89,6 +102,7 @@ def optimizer_step(
             scale = 0 if batch.dummy else accelerator.num_processes
             parts = [total * (scale / units[unit]) for unit, total in output.totals.items()]
             accelerator.backward(torch.stack(parts).sum())
+        totals.add_loss(output.totals, loss.units(batch, config), dummy=batch.dummy)
         totals.add(output.metrics, dummy=batch.dummy)
     return units, totals.reduce(accelerator)
 
@@ -134,7 +148,10 @@ def train(args: Args, accelerator: Accelerator, directory: RunDirectory) -> None
 
     # ---- data: a bad row ends the run here, before any weight is loaded
     tokenizer = load_tokenizer(config.model)
-    train_rows, heldout_rows, told = load_rows(config, loss, tokenizer)
+    train_rows, heldout_rows, told = load_rows(config, loss, loss_config, tokenizer)
+    used = train_rows.tokens | heldout_rows.tokens
+    if loss.needs_reference and loss_config.ref_model is not None:
+        check_tokenizer(loss_config.ref_model, tokenizer, used)
     steps = total_steps(len(train_rows.rows), config.batch_size, config.epochs, config.max_steps)
     say(*told, sep="\n")
     say(
@@ -151,22 +168,10 @@ def train(args: Args, accelerator: Accelerator, directory: RunDirectory) -> None
     model = load_causal_lm(
         config.model, dtype=config.dtype, gradient_checkpointing=config.gradient_checkpointing
     ).to(accelerator.device)
+    check_vocabulary(model, used, f"--model {config.model}")
     layout, fused, told_layout = choose_layout(model, config.layout)
     train_rows, heldout_rows = (replace(r, layout=layout) for r in (train_rows, heldout_rows))
     say(f"model: {config.model}, {parameters(model)}, {told_layout}")
-    directory.begin(
-        {
-            "command": command(),
-            "train": asdict(config),
-            "loss": asdict(loss_config),
-            "origin": origin,
-            "data": told[0],
-            "steps": steps,
-            "layout": layout,
-            "processes": accelerator.num_processes,
-            "versions": versions(),
-        }
-    )
     optimizer = make_optimizer(model, config.learning_rate, config.weight_decay)
     policy, optimizer = accelerator.prepare(Policy(model, fused=fused), optimizer)
 
@@ -181,8 +186,24 @@ def train(args: Args, accelerator: Accelerator, directory: RunDirectory) -> None
             directory.path / "reference.safetensors",
         )
     history = [evaluate(accelerator, policy, loss, loss_config, heldout_rows, config.max_tokens)]
-    directory.log({"step": 0} | {f"eval/{k}": v for k, v in history[0].items()})
     check_start(history[0], loss.at_start(loss_config), config)
+
+    # ---- everything has been checked: from here on the directory is this run's
+    directory.begin(
+        {
+            "command": command(),
+            "train": asdict(config),
+            "loss": asdict(loss_config),
+            "origin": origin,
+            "data": told[0],
+            "steps": steps,
+            "layout": layout,
+            "processes": accelerator.num_processes,
+            "versions": versions(),
+        }
+    )
+    start_trackers(accelerator, config)
+    directory.log({"step": 0} | {f"eval/{k}": v for k, v in history[0].items()})
 
     # ---- the loop
     progress = Progress(steps, loss.name, enabled=accelerator.is_main_process)
@@ -232,6 +253,7 @@ def train(args: Args, accelerator: Accelerator, directory: RunDirectory) -> None
         progress.show(step, record)
 
     # ---- what is left behind
+    check_finite(history[-1], f"after step {steps}; try a lower --learning_rate")
     accelerator.wait_for_everyone()
     all_tokens = int(accelerator.reduce(torch.tensor(tokens, device=accelerator.device), "sum"))
     summary = {
@@ -261,7 +283,6 @@ def train(args: Args, accelerator: Accelerator, directory: RunDirectory) -> None
 
 def main(args: Args) -> int:
     """Run, and turn every error that a user can mend into one line and an exit code."""
-    die_with_launcher()
     directory = None
     try:
         config, filled = resolve(args.config, LOSSES[args.config.loss].learning_rate, DEFAULTS)
@@ -279,19 +300,28 @@ def main(args: Args) -> int:
         )
         train(args, accelerator, directory)
     except InputError as error:
-        if directory:
-            directory.fail(str(error), error.exit_code)
-        if os.environ.get("RANK", "0") == "0":
-            print(f"train.py: {error}", file=sys.stderr)
-        return error.exit_code
+        return give_up(directory, str(error), error.exit_code)
     except KeyboardInterrupt:
+        return give_up(directory, "interrupted", INTERRUPTED)
+    except (OSError, SafetensorError) as error:  # a full disk, most of the time
+        return give_up(directory, f"reading or writing failed: {error}", IO_ERROR)
+    except Exception as error:  # ours to mend: the traceback says more than a line could
         if directory:
-            directory.fail("interrupted", INTERRUPTED)
-        print("train.py: interrupted", file=sys.stderr)
-        return INTERRUPTED
+            directory.fail(f"{type(error).__name__}: {error}", 1)
+        raise
     directory.close()
     return 0
 
 
+def give_up(directory: RunDirectory | None, reason: str, exit_code: int) -> int:
+    """Record why the run ends, and say it in one line, once."""
+    if directory:
+        directory.fail(reason, exit_code)
+    if os.environ.get("RANK", "0") == "0":
+        print(f"train.py: {reason}", file=sys.stderr)
+    return exit_code
+
+
 if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # it ends a run as Ctrl-C does
     sys.exit(main(ARGS))

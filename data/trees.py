@@ -38,7 +38,10 @@ ROW_TOKENS = 512  # target width of a packed row: attention is dense, and grows 
 
 @dataclass(frozen=True)
 class TreeBatch:
-    """Examples ready for one forward. Sequences stand in the order of their examples' responses."""
+    """Examples ready for one forward; sequences stand in the order of their examples' responses.
+
+    T runs over response tokens; with prompts=True over prompt tokens too, which come first.
+    """
 
     input_ids: Tensor  # (R, L)
     position_ids: Tensor  # (R, L)
@@ -53,6 +56,7 @@ class TreeBatch:
     characters: Tensor  # (S,) length of the response's text
     margin: Tensor  # (E,)
     index: Tensor  # (E,) position of the row in its data set
+    prompt_mask: Tensor  # (S, T) True on prompt tokens; all False unless packed with prompts=True
     layout: Layout
     ref_logps: Tensor | None = None  # (S,) reference log-probs, summed over the response
     dummy: bool = False  # stands in on a rank that has no row left: forward runs, nothing counts
@@ -81,17 +85,18 @@ class TreeBatch:
         """(M,) values of the distinct response tokens -> (S, T), 0 outside the mask."""
         # index_select, because its backward adds in a fixed order; indexing's does not everywhere
         gathered = token_values.index_select(0, self.gather.flatten()).view(self.gather.shape)
-        return torch.where(self.mask, gathered, 0.0)
+        return torch.where(self.mask | self.prompt_mask, gathered, 0.0)
 
     def text_mask(self) -> Tensor:
         """(S, T) like `mask`, but without the end token: what lm-eval scores."""
-        lengths = self.mask.sum(-1) - self.ended.long()
-        return torch.arange(self.mask.shape[1], device=self.mask.device) < lengths[:, None]
+        column = torch.arange(self.mask.shape[1], device=self.mask.device)
+        lengths = (self.mask | self.prompt_mask).sum(-1)
+        return self.mask & (column < (lengths - self.ended.long())[:, None])
 
     def chosen(self) -> TreeBatch:
         """The same forward, but only the first response of every example is trained on."""
         step = self.num_sequences // self.num_examples
-        names = ("gather", "mask", "last", "ended", "characters")
+        names = ("gather", "mask", "prompt_mask", "last", "ended", "characters")
         return replace(self, **{name: getattr(self, name)[::step] for name in names})
 
 
@@ -123,7 +128,9 @@ def tree_mask(
     return seen[:, None]
 
 
-def pack(rows: Sequence[Row], *, layout: Layout = "tree", leaves: bool = False) -> TreeBatch:
+def pack(
+    rows: Sequence[Row], *, layout: Layout = "tree", leaves: bool = False, prompts: bool = False
+) -> TreeBatch:
     """Build the batch of `rows`, which must all have the same number of responses.
 
     Args:
@@ -131,8 +138,9 @@ def pack(rows: Sequence[Row], *, layout: Layout = "tree", leaves: bool = False) 
         layout: "tree", or "rectangle" for one padded row a sequence.
         leaves: also compute the last token of every response. It predicts nothing, so log-probs do
             without it; a score is read there.
+        prompts: also give the log-probs of the prompt's tokens, all but the first.
     """
-    trees = [_Tree(row, k, leaves) for row in rows for k in _parts(row, layout)]
+    trees = [_Tree(row, k, leaves, prompts) for row in rows for k in _parts(row, layout)]
     bins = _bins([len(tree.ids) for tree in trees], alone=layout == "rectangle")
     width = max(sum(len(trees[t].ids) for t in members) for members in bins)
 
@@ -163,7 +171,10 @@ def pack(rows: Sequence[Row], *, layout: Layout = "tree", leaves: bool = False) 
         paths += [[base + node for node in path] for path in tree.paths]
         last += [offset + p for p in tree.last]
 
+    starts = torch.tensor([tree.context for tree in trees for _ in tree.paths])[:, None]
+    lengths = torch.tensor([len(path) for path in paths])[:, None]
     longest = max(len(path) for path in paths)
+    column = torch.arange(longest)
     return TreeBatch(
         input_ids=ids,
         position_ids=positions,
@@ -172,7 +183,8 @@ def pack(rows: Sequence[Row], *, layout: Layout = "tree", leaves: bool = False) 
         parents=torch.tensor(parents, dtype=torch.long),
         targets=torch.tensor(targets, dtype=torch.long),
         gather=torch.tensor([path + [0] * (longest - len(path)) for path in paths]),
-        mask=torch.arange(longest) < torch.tensor([len(path) for path in paths])[:, None],
+        mask=(starts <= column) & (column < lengths),
+        prompt_mask=column < starts,
         last=torch.tensor(last),
         ended=torch.tensor([end for row in rows for end in row.ends]),
         characters=torch.tensor([n for row in rows for n in row.characters]),
@@ -190,14 +202,17 @@ def _parts(row: Row, layout: Layout) -> list[list[list[int]]]:
 class _Tree:
     """One example's tokens in tree order; all indices are local to the tree."""
 
-    def __init__(self, row: Row, responses: list[list[int]], leaves: bool) -> None:
+    def __init__(self, row: Row, responses: list[list[int]], leaves: bool, prompts: bool) -> None:
         shared = len(commonprefix(responses)) if len(responses) > 1 else 0
         trunk = row.prompt + responses[0][:shared]
         self.ids, self.branches = list(trunk), [0] * len(trunk)
         self.positions = list(range(len(trunk)))
-        # Distinct response tokens: first the shared ones, each the child of the token before it.
-        self.parents = list(range(len(row.prompt) - 1, len(trunk) - 1))
-        self.targets = responses[0][:shared]
+        # Distinct tokens with a log-prob: first the trunk's, each the child of the one before it.
+        self.context = len(row.prompt) - 1 if prompts else 0  # how many of them are the prompt's
+        start = len(row.prompt) - self.context
+        self.parents = list(range(start - 1, len(trunk) - 1))
+        self.targets = trunk[start:]
+        common = len(self.targets)
         self.paths: list[list[int]] = []
         self.last: list[int] = []
         for b, response in enumerate(responses, start=1):
@@ -209,7 +224,7 @@ class _Tree:
             # The first of the branch is predicted by the trunk's end, the rest by their neighbour.
             self.parents += [len(trunk) - 1, *range(start, start + len(own) - 1)][: len(own)]
             self.targets += own
-            self.paths.append([*range(shared), *range(node, node + len(own))])
+            self.paths.append([*range(common), *range(node, node + len(own))])
             self.last.append(start + len(own) - 1 if own else len(trunk) - 1)
 
 

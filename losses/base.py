@@ -19,7 +19,10 @@ Metric = tuple[Tensor, Tensor]  # a detached (sum, count): adds up over micro-ba
 
 @dataclass(frozen=True)
 class LossOutput:
-    """A *sum* for each unit, with its graph; the loop divides it by that unit's global count."""
+    """A *sum* for each unit, with its graph; the loop divides it by that unit's global count.
+
+    The quotients together are the loss; `metrics` are what else is worth a curve.
+    """
 
     totals: dict[str, Tensor]
     metrics: dict[str, Metric]
@@ -36,6 +39,8 @@ class Loss:
     branches: Literal[1, 2]  # responses of a row that it trains on: chosen, or chosen and rejected
     needs_reference: bool  # reads `batch.ref_logps`
     learning_rate: float  # default for `--learning_rate`, with its source beside it
+    # What its batches hold beyond response log-probs: keyword arguments of `pack`.
+    packing: Callable[[Any], dict[str, bool]] = field(default=lambda config: {})
     # What held-out metrics must be before the first update, when the policy is its own reference.
     at_start: Callable[[Any], dict[str, float]] = field(default=lambda config: {})
 

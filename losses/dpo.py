@@ -143,7 +143,6 @@ def step(logps: Tensor, batch: TreeBatch, config: DPOConfig) -> LossOutput:
     return LossOutput(
         {"pairs": losses.sum()},
         {
-            "loss": metric(losses),
             "rewards/chosen": metric(chosen_rewards),
             "rewards/rejected": metric(rejected_rewards),
             "rewards/margins": metric(chosen_rewards - rejected_rewards),

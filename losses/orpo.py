@@ -1,12 +1,17 @@
 """ORPO: likelihood of the chosen response and an odds-ratio penalty, with no reference model.
 
     L(θ) = 1/B Σ_pairs  [ -log p_w  -  λ log σ( log odds(p_w) - log odds(p_l) ) ]
+                           NLL         odds-ratio term
 
     p = exp( 1/|y| Σ_t log π_θ(y_t | x, y_<t) )      log odds(p) = log p - log(1 - p)
 
 Hong, Lee & Thorne 2024, "ORPO: Monolithic Preference Optimization without Reference Model"
 (arXiv 2403.07691), eq. 3 (p), 4 (odds), 6 and 7 (the loss). The paper's λ is TRL's and
 LLaMA-Factory's `beta`.
+
+Published code disagrees about the NLL. Here, by default, it is the paper's -log p_w, a mean over
+the response for each pair. `--nll_scope full` takes prompt and response (the paper's repository,
+TRL); `--nll_reduction token` is one mean over all tokens of the step (TRL, per micro-batch there).
 
 Everything turns on log(1 - p) near p = 1, where a confident model lives: log(1 - exp(a)) loses all
 digits there, and `torch.where` over a good and a bad branch still sends NaN backward through the
@@ -16,12 +21,37 @@ bad one (TRL 1.16: NaN gradient for -6e-8 < a < 0). See `log_odds`.
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
+from typing import Literal
 
 import torch
+from einops import rearrange
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from losses.base import check_same_shape
+from losses.base import (
+    Loss,
+    LossOutput,
+    TreeBatch,
+    check_same_shape,
+    masked_mean,
+    masked_sum,
+    metric,
+)
+
+
+@dataclass(frozen=True)
+class ORPOConfig:
+    lam: float = 0.1
+    """Weight λ of the odds-ratio term (TRL calls it beta)."""
+    nll_scope: Literal["response", "full"] = "response"
+    """Tokens of the likelihood term: the chosen response, or the prompt too (TRL)."""
+    nll_reduction: Literal["pair", "token"] = "pair"
+    """Its mean: over each pair and then over pairs (the paper), or over all tokens (TRL)."""
+
+    def __post_init__(self) -> None:
+        if self.lam < 0:
+            raise ValueError(f"--lam {self.lam} must not be negative")
 
 
 def log_odds(logp: Tensor) -> Tensor:
@@ -54,6 +84,66 @@ def orpo_loss(
     Raises:
         ValueError: the shapes differ.
     """
+    return -chosen_mean_logps + lam * odds_ratio_loss(chosen_mean_logps, rejected_mean_logps)
+
+
+def odds_ratio_loss(chosen_mean_logps: Tensor, rejected_mean_logps: Tensor) -> Tensor:
+    """(B,) -log σ(log odds(p_w) - log odds(p_l)): eq. 7, without λ. ValueError on other shapes."""
     check_same_shape(chosen_mean_logps=chosen_mean_logps, rejected_mean_logps=rejected_mean_logps)
-    log_odds_ratio = log_odds(chosen_mean_logps) - log_odds(rejected_mean_logps)
-    return -chosen_mean_logps - lam * logsigmoid(log_odds_ratio)
+    return -logsigmoid(log_odds(chosen_mean_logps) - log_odds(rejected_mean_logps))
+
+
+def step(logps: Tensor, batch: TreeBatch, config: ORPOConfig) -> LossOutput:
+    mean_logps = masked_mean(logps, batch.mask)  # (S,)
+    chosen, rejected = rearrange(mean_logps, "(pairs two) -> two pairs", two=2)
+    odds_ratio_losses = odds_ratio_loss(chosen, rejected)
+
+    nll_mask = likelihood_mask(batch, config)  # (B, T)
+    nll_tokens = masked_sum(-logps[0::2], nll_mask)
+    nll_pairs = nll_tokens / nll_mask.sum(-1).clamp(min=1)
+    if config.nll_reduction == "pair":
+        totals = {"pairs": (nll_pairs + config.lam * odds_ratio_losses).sum()}
+        nll = metric(nll_pairs)
+    else:
+        totals = {"pairs": config.lam * odds_ratio_losses.sum(), "tokens": nll_tokens.sum()}
+        nll = (metric(nll_tokens)[0], nll_mask.sum())
+    return LossOutput(
+        totals,
+        {
+            "nll_loss": nll,
+            "odds_ratio_loss": metric(odds_ratio_losses),
+            "log_odds_ratio": metric(log_odds(chosen) - log_odds(rejected)),
+            "rewards/chosen": metric(config.lam * chosen),
+            "rewards/rejected": metric(config.lam * rejected),
+            "rewards/margins": metric(config.lam * (chosen - rejected)),
+            "rewards/accuracies": metric(chosen > rejected),
+            "mean_logps/chosen": metric(chosen),
+            "mean_logps/rejected": metric(rejected),
+        },
+    )
+
+
+def likelihood_mask(batch: TreeBatch, config: ORPOConfig) -> Tensor:
+    """(B, T) tokens of the chosen sequences that the likelihood term counts."""
+    mask = batch.mask[0::2]
+    return mask | batch.prompt_mask[0::2] if config.nll_scope == "full" else mask
+
+
+def units(batch: TreeBatch, config: ORPOConfig) -> dict[str, int]:
+    """Pairs; and where the likelihood term is a mean over tokens, those tokens."""
+    count = {"pairs": batch.num_examples}
+    if config.nll_reduction == "token":
+        count["tokens"] = int(likelihood_mask(batch, config).sum())
+    return count
+
+
+LOSS = Loss(
+    name="orpo",
+    config=ORPOConfig,
+    step=step,
+    units=units,
+    branches=2,
+    needs_reference=False,
+    learning_rate=8e-6,  # the paper's repository
+    packing=lambda config: {"prompts": config.nll_scope == "full"},
+)

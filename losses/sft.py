@@ -18,7 +18,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from losses.base import Loss, LossOutput, TreeBatch, check_same_shape, metric, tokens
+from losses.base import Loss, LossOutput, TreeBatch, check_same_shape, tokens
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ def sft_loss(logps: Tensor, mask: Tensor) -> Tensor:
 
 def step(logps: Tensor, batch: TreeBatch, config: SFTConfig) -> LossOutput:
     losses = sft_loss(logps, batch.mask)  # (S, T)
-    return LossOutput({"tokens": losses.sum()}, {"loss": metric(losses, batch.mask)})
+    return LossOutput({"tokens": losses.sum()}, {})
 
 
 LOSS = Loss(

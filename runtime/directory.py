@@ -10,6 +10,7 @@ final/         the trained model, as save_pretrained lays it out, with tokenizer
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import os
@@ -51,6 +52,8 @@ class RunDirectory:
         except Timeout:
             owner = self._read("status.json")
             who = f"process {owner.get('pid')} on {owner.get('host')}, since {owner.get('started')}"
+            if owner.get("state") not in ("waiting", "running"):  # an earlier run's
+                who = "it has just begun"
             raise InputError(f"{path}: a run is going on here ({who})", CANNOT_CREATE) from None
         except OSError as error:
             raise InputError(
@@ -112,7 +115,8 @@ class RunDirectory:
     def fail(self, reason: str, exit_code: int) -> None:
         """Record why the run ended (launchers lose the exit code), and let go."""
         if self.writes and (self._metrics or not self._occupied):
-            self._set_status("failed", reason=reason, exit_code=exit_code)
+            with contextlib.suppress(OSError):  # a full disk may be the reason
+                self._set_status("failed", reason=reason, exit_code=exit_code)
         self.close()
 
     def close(self) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -9,7 +10,7 @@ from accelerate import Accelerator
 from torch import nn
 
 from data.batches import cover
-from data.errors import InputError
+from data.errors import NOT_FINITE, InputError
 from losses.base import Loss, masked_sum, metric
 from runtime.config import TrainConfig
 from runtime.inputs import Rows
@@ -43,14 +44,22 @@ def evaluate(
             metrics["accuracy_norm"] = metric(per_character[0::2] > per_character[1::2])
             if loss.branches == 1:
                 logps, batch = logps[0::2], batch.chosen()
-        metrics |= loss.step(logps, batch, config).metrics
-        totals.add(metrics, dummy=batch.dummy)
+        output = loss.step(logps, batch, config)
+        totals.add_loss(output.totals, loss.units(batch, config), dummy=batch.dummy)
+        totals.add(metrics | output.metrics, dummy=batch.dummy)
     return totals.reduce(accelerator)
+
+
+def check_finite(metrics: dict[str, float], when: str) -> None:
+    """Stop if the held-out loss is NaN or infinite: such weights are not saved as a result."""
+    if not math.isfinite(metrics["loss"]):
+        raise InputError(f"held-out loss is {metrics['loss']} {when}", NOT_FINITE)
 
 
 def check_start(before: dict[str, float], expected: dict[str, float], config: TrainConfig) -> None:
     """Stop if what must hold before the first update does not, DPO's ln 2 for one."""
     tolerance = 1e-4 if config.mixed_precision == "no" and config.dtype != "bfloat16" else 1e-2
+    check_finite(before, "before the first update (are the model's weights damaged?)")
     for name, value in expected.items():
         if not abs(before[name] - value) <= tolerance:
             raise InputError(

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -24,22 +25,29 @@ class Rows:
     rows: list[Row]
     layout: Layout = "tree"
     ref_logps: Tensor | None = None  # (rows, responses)
+    packing: Mapping[str, bool] = field(default_factory=dict)  # what else the loss needs in a batch
 
     @property
     def lengths(self) -> list[int]:
         """Tokens that each row costs."""
         return [tree_tokens(row) for row in self.rows]
 
+    @property
+    def tokens(self) -> set[int]:
+        """Every token id there is."""
+        ids = (part for row in self.rows for part in (row.prompt, *row.responses))
+        return {token for part in ids for token in part}
+
     def batch(self, members: Sequence[int], device: torch.device) -> TreeBatch:
         """The rows `members` as one micro-batch; if there are none, one that counts for nothing."""
-        batch = pack([self.rows[i] for i in members or [0]], layout=self.layout)
+        batch = pack([self.rows[i] for i in members or [0]], layout=self.layout, **self.packing)
         if self.ref_logps is not None:
             batch = replace(batch, ref_logps=self.ref_logps[batch.index].flatten())
         return replace(batch, dummy=not members).to(device)
 
 
 def load_rows(
-    config: TrainConfig, loss: Loss, tokenizer: PreTrainedTokenizerBase
+    config: TrainConfig, loss: Loss, loss_config: Any, tokenizer: PreTrainedTokenizerBase
 ) -> tuple[Rows, Rows, list[str]]:
     """(training rows, held-out rows, what to tell the user).
 
@@ -59,7 +67,7 @@ def load_rows(
             part, tokenizer, max_length=config.max_length, overlong=config.overlong
         )
         lines.append(encoded.report.line(name))
-        splits.append(Rows(encoded.rows))
+        splits.append(Rows(encoded.rows, packing=loss.packing(loss_config)))
     return splits[0], splits[1], lines
 
 

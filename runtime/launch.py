@@ -13,13 +13,13 @@ import os
 import signal
 import sys
 from dataclasses import asdict
-
-from accelerate import Accelerator
-from accelerate.tracking import filter_trackers
-from accelerate.utils import LoggerType
+from typing import TYPE_CHECKING
 
 from data.errors import USAGE, InputError
 from runtime.config import TrainConfig
+
+if TYPE_CHECKING:  # imported below where it is needed: `die_with_launcher` comes before torch
+    from accelerate import Accelerator
 
 RIGHT_WAY = (
     "on a machine without a GPU start N processes with"
@@ -28,7 +28,10 @@ RIGHT_WAY = (
 
 
 def die_with_launcher() -> None:
-    """Ask Linux for SIGTERM when the parent dies, so that no trainer is left running alone."""
+    """Ask Linux for SIGTERM when the parent dies, so that no trainer is left running alone.
+
+    First of all a process does: a launcher that died before cannot be seen to die.
+    """
     if sys.platform == "linux" and "ACCELERATE_MIXED_PRECISION" in os.environ:
         with contextlib.suppress(OSError, AttributeError):
             ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG
@@ -41,12 +44,17 @@ def make_accelerator(config: TrainConfig) -> Accelerator:
         InputError: a tracker that Accelerate does not know or that is not installed (Accelerate
             itself would leave it out without a word).
     """
+    from accelerate import Accelerator
+    from accelerate.tracking import get_available_trackers
+    from accelerate.utils import LoggerType
+
     trackers = config.report_to.split(",") if config.report_to else []
+    installed = [LoggerType.ALL.value, *(tracker.value for tracker in get_available_trackers())]
     for name in trackers:
         if name not in [tracker.value for tracker in LoggerType]:
             known = ", ".join(t.value for t in LoggerType if t != LoggerType.ALL)
             raise InputError(f"--report_to {name}: choose from {known}", USAGE)
-        if not filter_trackers([name], logging_dir=config.output_dir):
+        if name not in installed:
             raise InputError(f"--report_to {name} is not installed: pip install {name}", USAGE)
     accelerator = Accelerator(
         mixed_precision=config.mixed_precision,
@@ -54,10 +62,14 @@ def make_accelerator(config: TrainConfig) -> Accelerator:
         log_with=trackers or None,
         project_dir=config.output_dir,
     )
-    if trackers and not config.dry_run:
+    return accelerator
+
+
+def start_trackers(accelerator: Accelerator, config: TrainConfig) -> None:
+    """Trackers write into the run directory: they start when it is this run's."""
+    if config.report_to:
         values = {k: v for k, v in asdict(config).items() if v is not None}
         accelerator.init_trackers("alignment-losses", values)
-    return accelerator
 
 
 def check_launch(accelerator: Accelerator) -> None:

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import torch
 from accelerate import Accelerator
+from torch import Tensor
 
 from losses.base import Metric, wide
+
+LOSS_PER = "loss per "
 
 
 class Totals:
@@ -21,12 +24,22 @@ class Totals:
             zero = (torch.zeros_like(total), torch.zeros_like(count))
             self.parts.setdefault(name, []).append(zero if dummy else (total, count))
 
+    def add_loss(self, totals: dict[str, Tensor], counts: dict[str, int], *, dummy: bool) -> None:
+        """Add one micro-batch's part of the loss: a sum for each unit, and how many there are."""
+        parts = {
+            f"{LOSS_PER}{unit}": (total.detach(), torch.tensor(counts[unit], device=total.device))
+            for unit, total in totals.items()
+        }
+        self.add(parts, dummy=dummy)
+
     def reduce(self, accelerator: Accelerator) -> dict[str, float]:
-        """Means over everything that was added on all ranks; one collective."""
+        """Means over everything that was added on all ranks, `loss` first; one collective."""
         dtype = wide(accelerator.device)
         pairs = [
             torch.stack([torch.stack([x.to(dtype) for x in pair]) for pair in parts]).sum(0)
             for parts in self.parts.values()
         ]
         sums = accelerator.reduce(torch.stack(pairs), "sum").tolist()
-        return {name: s / n for name, (s, n) in zip(self.parts, sums, strict=True) if n}
+        means = {name: s / n for name, (s, n) in zip(self.parts, sums, strict=True) if n}
+        rest = {name: mean for name, mean in means.items() if not name.startswith(LOSS_PER)}
+        return {"loss": sum(means[name] for name in means.keys() - rest.keys())} | rest

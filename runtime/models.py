@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 import torch
+from safetensors import SafetensorError
 from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
@@ -19,7 +20,7 @@ from transformers import (
 from transformers.utils import logging as transformers_logging
 
 from data.encode import Row
-from data.errors import BAD_DATA, NO_INPUT, UNAVAILABLE, USAGE, InputError
+from data.errors import NO_INPUT, UNAVAILABLE, USAGE, InputError
 from data.pocket import BASE_DIR
 from data.trees import Layout, pack
 from losses.forward import Policy
@@ -27,12 +28,13 @@ from losses.forward import Policy
 Loaded = TypeVar("Loaded")
 
 transformers_logging.disable_progress_bar()  # a run has one bar, its own
+transformers_logging.set_verbosity_error()  # what matters of its warnings is an InputError here
 
 # Logits that are more than a linear map of the hidden state: config fields that say so.
 LOGIT_FIELDS = ("final_logit_softcapping", "logit_scale", "logits_scaling")
 
 
-def locate(name: str) -> str:
+def locate(name: str, flag: str = "--model") -> str:
     """The directory of a local model, or the hub id as given.
 
     Raises:
@@ -43,36 +45,64 @@ def locate(name: str) -> str:
     path = Path(name).expanduser()
     if path.is_dir():
         if not (path / "config.json").exists():
-            raise InputError(f"--model {name}: no config.json in this directory", NO_INPUT)
+            raise InputError(f"{flag} {name}: no config.json in this directory", NO_INPUT)
         return str(path.resolve())
     hub_id = re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name) and name[0] not in "./~"
-    if path.exists() or not hub_id or (name.count("/") and path.parent.exists()):
+    if path.exists():
+        raise InputError(f"{flag} {name}: a file, and a directory is needed", NO_INPUT)
+    if not hub_id or (name.count("/") and path.parent.exists()):
         near = [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else []
         close = difflib.get_close_matches(path.name, near, n=1)
-        guess = f"; did you mean {path.parent / close[0]}?" if close else ""
-        raise InputError(f"--model {name}: no such directory{guess}", NO_INPUT)
+        guess = f"did you mean {path.parent / close[0]}?" if close else "check the path"
+        raise InputError(f"{flag} {name}: no such directory; {guess}", NO_INPUT)
     return name
 
 
-def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
+def load_tokenizer(name: str, flag: str = "--model") -> PreTrainedTokenizerBase:
     """The tokenizer of a model directory or hub id; InputError if it cannot be had."""
-    return _load(name, lambda where: AutoTokenizer.from_pretrained(where, trust_remote_code=False))
+
+    def load(where: str) -> PreTrainedTokenizerBase:
+        try:
+            tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
+                where, trust_remote_code=False
+            )
+        except (OSError, ValueError) as error:
+            if os.path.isdir(where) and not os.path.exists(os.path.join(where, "tokenizer.json")):
+                raise ValueError("no tokenizer.json in this directory") from error
+            raise
+        return tokenizer
+
+    return _load(name, flag, "its tokenizer", load)
 
 
 def load_causal_lm(
-    name: str, *, dtype: str, gradient_checkpointing: bool = False
+    name: str, *, dtype: str, gradient_checkpointing: bool = False, flag: str = "--model"
 ) -> PreTrainedModel:
     """A causal LM to train, in eval mode: all parameters learn, and no dropout is on anywhere.
 
     Dropout would make the policy's log-probs differ from the reference's and from the sampler's
     before any update, which is noise in every ratio that the losses are built from.
     """
-    model: PreTrainedModel = _load(
-        name,
-        lambda where: AutoModelForCausalLM.from_pretrained(
-            where, dtype=getattr(torch, dtype), trust_remote_code=False
-        ),
-    )
+
+    def load(where: str) -> PreTrainedModel:
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
+            where,
+            dtype=getattr(torch, dtype),
+            trust_remote_code=False,
+            ignore_mismatched_sizes=True,  # told below, by name
+            output_loading_info=True,
+        )
+        model: PreTrainedModel
+        model, info = loaded
+        # Transformers would go on with random numbers in their place.
+        for key in sorted(info["missing_keys"]):
+            raise ValueError(f"its weight files have no {key}")
+        for key, found, wanted in sorted(info["mismatched_keys"]):
+            shapes = f"{tuple(found)} in its weight files and {tuple(wanted)} by its config.json"
+            raise ValueError(f"{key} is {shapes}")
+        return model
+
+    model = _load(name, flag, "it", load)
     model.eval()
     if gradient_checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
@@ -83,19 +113,49 @@ def load_causal_lm(
     return model
 
 
-def _load(name: str, load: Callable[[str], Loaded]) -> Loaded:
-    where = locate(name)
+def _load(name: str, flag: str, what: str, load: Callable[[str], Loaded]) -> Loaded:
+    where = locate(name, flag)
     try:
         return load(where)
-    except (OSError, ValueError, KeyError) as error:
-        reason = " ".join(str(error).split())
-        if os.path.isdir(where):
-            raise InputError(f"--model {name}: cannot be loaded: {reason}", BAD_DATA) from error
+    except SafetensorError as error:
         raise InputError(
-            f"--model {name}: no such directory, and the hub does not give it ({reason[:150]}...);"
+            f"{flag} {name}: a weight file is cut short or damaged ({error}); get it again"
+        ) from error
+    except (OSError, ValueError, KeyError, RuntimeError) as error:
+        reason = " ".join(str(error).split()).split(". ")[0].rstrip(".")
+        if os.path.isdir(where):
+            raise InputError(f"{flag} {name}: {what} cannot be loaded: {reason}") from error
+        raise InputError(
+            f"{flag} {name}: no such directory, and the hub does not give it ({reason});"
             f" offline, run `hf download {name}` on a connected machine and pass the directory",
             UNAVAILABLE,
         ) from error
+
+
+def check_vocabulary(model: PreTrainedModel, used: set[int], flag: str) -> None:
+    """Raise InputError if the model has no embedding for one of the token ids of the data."""
+    embedding: Any = model.get_input_embeddings()
+    size = len(embedding.weight)
+    if max(used) >= size:
+        raise InputError(
+            f"{flag}: the tokenizer makes token {max(used)} of the data, and the model knows"
+            f" {size} tokens; they do not belong together"
+        )
+
+
+def check_tokenizer(ref_model: str, tokenizer: PreTrainedTokenizerBase, used: set[int]) -> None:
+    """Raise InputError unless the token ids of the data mean the same to the reference."""
+    other = load_tokenizer(ref_model, "--ref_model")
+    ids = sorted(used)
+    for token, ours, theirs in zip(
+        ids, *(t.convert_ids_to_tokens(ids) for t in (tokenizer, other)), strict=True
+    ):
+        if ours != theirs:
+            raise InputError(
+                f"--ref_model {ref_model}: its vocabulary is another one (token {token} is"
+                f" {theirs!r} there, and {ours!r} in the model to be trained)",
+                USAGE,
+            )
 
 
 def choose_layout(

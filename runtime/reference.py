@@ -18,12 +18,11 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from data.batches import cover
-from data.errors import USAGE, InputError
 from losses.base import masked_sum, wide
 from losses.forward import Policy
 from runtime.config import TrainConfig
 from runtime.inputs import Rows
-from runtime.models import choose_layout, load_causal_lm
+from runtime.models import check_vocabulary, choose_layout, load_causal_lm
 
 
 def with_reference(
@@ -41,12 +40,10 @@ def with_reference(
     """
     model, layouts = accelerator.unwrap_model(policy).model, [rows.layout for rows in splits]
     if ref_model is not None:
-        model = load_causal_lm(ref_model, dtype=config.dtype).to(accelerator.device)
-        largest = max(
-            token for rows in splits for row in rows.rows for r in row.responses for token in r
-        )
-        if model.config.get_text_config().vocab_size <= largest:
-            raise InputError(f"--ref_model {ref_model}: its vocabulary is another one", USAGE)
+        model = load_causal_lm(ref_model, dtype=config.dtype, flag="--ref_model")
+        model.to(accelerator.device)
+        used = {token for rows in splits for token in rows.tokens}
+        check_vocabulary(model, used, f"--ref_model {ref_model}")
         layout, fused, _ = choose_layout(model, config.layout)
         policy = accelerator.prepare_model(Policy(model, fused=fused), evaluation_mode=True)
         splits = [replace(rows, layout=layout) for rows in splits]

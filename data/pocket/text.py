@@ -28,7 +28,7 @@ from .world import (
     with_article,
 )
 
-ANSWERS, NEEDS = 0.6, 0.15  # shares of the documents; the rest are facts
+ANSWERS, NEEDS = 0.75, 0.1  # shares of the documents; the rest are facts
 FACTS_A_DOCUMENT = 3
 T = TypeVar("T")
 

@@ -1,0 +1,217 @@
+"""The command line: the flags of the chosen loss and no other's, and one line for every mistake."""
+
+import os
+import subprocess
+import sys
+from dataclasses import MISSING, fields
+from typing import get_type_hints
+
+import pytest
+from runs import ROOT
+
+from data import errors
+from data.errors import InputError
+from losses import LOSSES
+from runtime.cli import loss_files, parse_args, read_flags
+from runtime.config import TrainConfig, resolve
+
+CONFIGS = {name: (loss_files()[name], loss.config) for name, loss in LOSSES.items()}
+CONFIGS["train"] = (ROOT / "runtime" / "config.py", TrainConfig)
+
+
+def parse(line: str):
+    return parse_args(line.split())
+
+
+def refused(line: str) -> str:
+    with pytest.raises(InputError) as e:
+        parse(line)
+    assert e.value.exit_code == errors.USAGE and "\n" not in str(e.value)
+    return str(e.value)
+
+
+@pytest.fixture
+def config_file(tmp_path):
+    def write(text, name="run.yaml"):
+        path = tmp_path / name
+        path.write_bytes(text if isinstance(text, bytes) else text.encode())
+        return f"--config {path}"
+
+    return write
+
+
+# ---------------------------------------------------------------- flags are the config classes
+
+
+@pytest.mark.parametrize("path, config", CONFIGS.values(), ids=CONFIGS)
+def test_flags_read_from_the_source_are_those_of_the_config_class(path, config):
+    hints = get_type_hints(config)
+    real = [(f.name, hints[f.name], f.default) for f in fields(config)]
+    assert [(flag.name, flag.type, flag.default) for flag in read_flags(path)] == real
+
+
+@pytest.mark.parametrize("path", [path for path, _ in CONFIGS.values()], ids=CONFIGS)
+def test_every_flag_has_a_sentence(path):
+    for flag in read_flags(path):
+        assert flag.help[0].isupper() and flag.help.endswith("."), flag
+        assert "\n" not in flag.help, flag
+
+
+def test_losses_of_the_command_line_are_the_registered_ones():
+    assert set(loss_files()) == set(LOSSES)
+    assert all(LOSSES[name].name == name for name in LOSSES)
+
+
+def test_a_loss_has_no_flag_that_all_share():
+    shared = {f.name for f in fields(TrainConfig)}
+    for loss in LOSSES.values():
+        assert not shared & {f.name for f in fields(loss.config)}
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_help_lists_the_flags_of_the_loss_and_no_other_s(name, capsys):
+    with pytest.raises(SystemExit) as e:
+        parse(f"--loss {name} --help")
+    assert not e.value.code
+    shown = {word.strip(",") for word in capsys.readouterr().out.split() if word.startswith("--")}
+    own = {f"--{flag.name}" for flag in read_flags(loss_files()[name])}
+    others = {f"--{f.name}" for loss in LOSSES.values() for f in fields(loss.config)} - own
+    assert own | {"--loss", "--max_steps", "--config"} <= shown
+    assert not others & shown
+
+
+def test_help_answers_at_once_and_imports_no_heavy_package():
+    program = """
+import resource, runpy, sys
+sys.argv = ["train.py", "--help"]
+try:
+    runpy.run_path("train.py", run_name="__main__")
+except SystemExit as end:
+    assert not end.code
+heavy = {"torch", "transformers", "accelerate", "datasets", "numpy"} & set(sys.modules)
+used = resource.getrusage(resource.RUSAGE_SELF)
+print(heavy, used.ru_utime + used.ru_stime)
+sys.exit(bool(heavy) or used.ru_utime + used.ru_stime > 1)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        cwd=ROOT,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stdout[-300:] + done.stderr
+    assert "--learning_rate" in done.stdout and "--beta" not in done.stdout
+
+
+# ---------------------------------------------------------------- what is accepted
+
+
+def test_both_spellings_of_a_flag_are_taken():
+    for line in ("--loss dpo --max_steps 3", "--loss=dpo --max-steps=3"):
+        args = parse(line)
+        assert (args.config.loss, args.config.max_steps) == ("dpo", 3)
+        assert args.origin == {"loss": "command line", "max_steps": "command line"}
+
+
+def test_defaults_and_the_loss_s_own_flags():
+    args = parse("--loss dpo --beta 0.3 --dry_run")
+    assert args.config == TrainConfig(loss="dpo", dry_run=True)
+    assert args.loss_flags["beta"] == 0.3 and args.loss_flags["variant"] == "sigmoid"
+    assert parse("--loss sft").loss_flags == {}
+    assert parse("--loss dpo --no_overwrite").origin["overwrite"] == "command line"
+
+
+def test_what_is_left_open_comes_from_the_loss_or_from_pocket():
+    presets = {"dpo": {"max_steps": 7, "batch_size": 3, "learning_rate": 0.5}}
+    config, origin = resolve(parse("--loss dpo --batch_size 9").config, 1e-6, presets)
+    assert (config.max_steps, config.batch_size, config.learning_rate) == (7, 9, 0.5)
+    assert config.output_dir == "runs/dpo"
+    assert origin["learning_rate"] == "default for pocket" and "batch_size" not in origin
+    config, origin = resolve(parse("--loss dpo --data mine.jsonl").config, 1e-6, presets)
+    assert (config.max_steps, config.batch_size, config.learning_rate) == (None, 16, 1e-6)
+    assert origin["learning_rate"] == "default for dpo"
+
+
+def test_a_config_file_gives_flags_and_the_command_line_overrides_them(config_file):
+    text = "loss: dpo\nbeta: 0.3\nmax-steps: 7\nlearning_rate: 1e-4\noverwrite: true\nseed: null\n"
+    args = parse(f"{config_file(text)} --beta 0.5")
+    assert args.config.loss == "dpo" and args.config.max_steps == 7 and args.config.seed == 0
+    assert args.config.learning_rate == 1e-4 and args.config.overwrite
+    assert args.loss_flags["beta"] == 0.5
+    assert args.origin["max_steps"] == args.origin["learning_rate"] == "config file"
+    assert args.origin["beta"] == "command line"
+    assert not parse(f"{config_file(text)} --no_overwrite").config.overwrite
+
+
+def test_the_loss_of_the_command_line_wins_over_that_of_the_file(config_file):
+    assert parse(f"--loss sft {config_file('loss: dpo')}").config.loss == "sft"
+    assert parse(f"--loss sft {config_file('')}").config.loss == "sft"
+
+
+# ---------------------------------------------------------------- what is refused
+
+
+@pytest.mark.parametrize("line, message", [
+    ("", "--loss is missing: one of dpo, "),
+    ("--los dpo", "; you wrote --los"),
+    ("--loss dop", "--loss dop: did you mean dpo?"),
+    ("--loss xyz", "--loss xyz: choose from dpo, "),
+    ("--loss dpo --max_step 3", "unknown flag --max_step: did you mean --max_steps?"),
+    ("--loss dpo --bta 3", "unknown flag --bta: did you mean --beta?"),
+    ("--loss dpo --zzz 3", "unknown flag --zzz: python train.py --help lists them"),
+    ("--loss sft --label_smoothing 1", "unknown flag --label_smoothing: it belongs to --loss dpo"),
+    ("--loss dpo stray", "unexpected argument 'stray'; flags start with --"),
+    ("--loss dpo --beta", "--beta: its value is missing"),
+    ("--loss dpo --beta x", "--beta: 'x' is not a number"),
+    ("--loss dpo --seed 1.5", "--seed: '1.5' is not a whole number"),
+    ("--loss dpo --max_steps 1.5", "--max_steps: '1.5' is not valid here"),
+    ("--loss dpo --schedule cos", "--schedule: 'cos' is none of 'constant', 'linear', 'cosine'"),
+    ("--loss dpo --variant x", "--variant: 'x' is none of 'sigmoid', 'robust', "),
+])  # fmt: skip
+def test_a_mistake_is_one_line_that_says_what_to_write(line, message):
+    assert message in refused(line)
+
+
+@pytest.mark.parametrize("flag, values", [
+    ("max_steps", "0 -3"),
+    ("epochs", "0 -1 nan inf"),
+    ("batch_size", "0 -1"),
+    ("max_tokens", "0 -1"),
+    ("max_length", "1 0 -1"),
+    ("learning_rate", "0 -1 nan inf"),
+    ("warmup", "-0.1 nan inf"),
+    ("weight_decay", "-1 nan inf"),
+    ("max_grad_norm", "-1 nan inf"),
+    ("eval_every", "-1"),
+    ("seed", "-1"),
+])  # fmt: skip
+def test_values_out_of_range_are_refused_by_name(flag, values):
+    for value in values.split():
+        assert refused(f"--loss dpo --{flag}={value}").startswith(f"--{flag} {value}")
+
+
+@pytest.mark.parametrize("text, message", [
+    ("loss: dpo\nbta: 0.3", "unknown key bta: did you mean --beta?"),
+    ("loss: sft\nbeta: 0.3", "unknown key beta: it belongs to --loss dpo, not to --loss sft"),
+    ("loss: dpo\nbeta: x", "--beta: 'x' is not a number"),
+    ("loss: 3", "--loss 3: choose from dpo"),
+    ("loss: dpo\nmax_steps: 0", "--max_steps 0 must be above 0"),
+    ("loss: dpo\nmixed_precision: no", "mixed_precision: YAML reads this as false; put it in quo"),
+    ("- loss", "not a mapping of flags to values"),
+    ("loss: [", "expected the node content"),
+    (b"loss: \xff", "not UTF-8"),
+])  # fmt: skip
+def test_a_bad_config_file_is_one_line(config_file, text, message):
+    assert message in refused(config_file(text))
+
+
+def test_a_missing_config_file_is_missing_input():
+    with pytest.raises(InputError, match=r"--config none.yaml: No such file") as e:
+        parse("--loss dpo --config none.yaml")
+    assert e.value.exit_code == errors.NO_INPUT
+
+
+def test_flags_without_a_default_are_only_the_loss():
+    needed = [f.name for _, c in CONFIGS.values() for f in fields(c) if f.default is MISSING]
+    assert needed == ["loss"]
