@@ -25,44 +25,41 @@ if __name__ == "__main__":
     ARGS = parse_or_exit(sys.argv[1:])
 
 import math
-import os
 import signal
 import time
 from collections.abc import Iterator
 from contextlib import nullcontext
 from dataclasses import asdict, replace
-from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import Accelerator
 from accelerate.utils import set_seed
-from safetensors import SafetensorError
 from torch import nn
 
 from data.batches import split, step_rows, total_steps
-from data.errors import INTERRUPTED, IO_ERROR, NOT_FINITE, USAGE, InputError
-from data.pocket import DEFAULTS
+from data.errors import NOT_FINITE, InputError
 from data.trees import TreeBatch
 from losses import LOSSES
 from losses.base import Loss
-from losses.forward import Policy
 from runtime.cli import Args
-from runtime.config import TrainConfig, resolve
+from runtime.config import TrainConfig
 from runtime.directory import RunDirectory
 from runtime.heldout import check_finite, check_start, evaluate
 from runtime.inputs import Rows, load_rows, show_examples
-from runtime.launch import check_launch, make_accelerator, start_trackers
+from runtime.launch import start_trackers
+from runtime.layout import choose_layout
 from runtime.metrics import Totals
 from runtime.models import (
     check_tokenizer,
     check_vocabulary,
-    choose_layout,
     load_causal_lm,
+    load_scorer,
     load_tokenizer,
     make_optimizer,
     parameters,
 )
+from runtime.outcome import launch
 from runtime.reference import with_reference
 from runtime.report import Progress, command, draw_curves, model_card, table, versions
 
@@ -165,15 +162,21 @@ def train(args: Args, accelerator: Accelerator, directory: RunDirectory) -> None
         return
 
     # ---- model
-    model = load_causal_lm(
-        config.model, dtype=config.dtype, gradient_checkpointing=config.gradient_checkpointing
-    ).to(accelerator.device)
+    options: Any = {
+        "dtype": config.dtype,
+        "gradient_checkpointing": config.gradient_checkpointing,
+    }
+    if loss.model == "score":
+        model = load_scorer(config.model, tokenizer, seed=config.seed, **options)
+    else:
+        model = load_causal_lm(config.model, **options)
     check_vocabulary(model, used, f"--model {config.model}")
-    layout, fused, told_layout = choose_layout(model, config.layout)
+    model.to(accelerator.device)
+    layout, policy, told_layout = choose_layout(model, config.layout, loss.model)
     train_rows, heldout_rows = (replace(r, layout=layout) for r in (train_rows, heldout_rows))
     say(f"model: {config.model}, {parameters(model)}, {told_layout}")
     optimizer = make_optimizer(model, config.learning_rate, config.weight_decay)
-    policy, optimizer = accelerator.prepare(Policy(model, fused=fused), optimizer)
+    policy, optimizer = accelerator.prepare(policy, optimizer)
 
     # ---- reference: its log-probs, taken while the policy still is the reference
     if loss.needs_reference:
@@ -195,7 +198,7 @@ def train(args: Args, accelerator: Accelerator, directory: RunDirectory) -> None
             "train": asdict(config),
             "loss": asdict(loss_config),
             "origin": origin,
-            "data": told[0],
+            "data": told[0].removeprefix("data: "),
             "steps": steps,
             "layout": layout,
             "processes": accelerator.num_processes,
@@ -266,12 +269,12 @@ def train(args: Args, accelerator: Accelerator, directory: RunDirectory) -> None
         "tokens": all_tokens,
         "seconds": time.perf_counter() - began,
         "rows_per_second": steps * config.batch_size / training_seconds,
-        "data": told[0],
+        "data": told[0].removeprefix("data: "),
         "versions": versions(),
     }
     directory.finish(
         summary,
-        accelerator.unwrap_model(policy).model,
+        model,
         tokenizer,
         card=model_card(loss.name, config.model, summary),
         draw=lambda metrics, picture: draw_curves(metrics, picture, f"{loss.name}, {config.model}"),
@@ -282,44 +285,8 @@ def train(args: Args, accelerator: Accelerator, directory: RunDirectory) -> None
 
 
 def main(args: Args) -> int:
-    """Run, and turn every error that a user can mend into one line and an exit code."""
-    directory = None
-    try:
-        config, filled = resolve(args.config, LOSSES[args.config.loss].learning_rate, DEFAULTS)
-        args = replace(args, config=config, origin=filled | args.origin)
-        try:
-            LOSSES[config.loss].config(**args.loss_flags)
-        except ValueError as error:
-            raise InputError(str(error), USAGE) from error
-        accelerator = make_accelerator(config)
-        check_launch(accelerator)
-        directory = RunDirectory(
-            Path(config.output_dir or ""),
-            overwrite=config.overwrite or config.dry_run,
-            writes=accelerator.is_main_process and not config.dry_run,
-        )
-        train(args, accelerator, directory)
-    except InputError as error:
-        return give_up(directory, str(error), error.exit_code)
-    except KeyboardInterrupt:
-        return give_up(directory, "interrupted", INTERRUPTED)
-    except (OSError, SafetensorError) as error:  # a full disk, most of the time
-        return give_up(directory, f"reading or writing failed: {error}", IO_ERROR)
-    except Exception as error:  # ours to mend: the traceback says more than a line could
-        if directory:
-            directory.fail(f"{type(error).__name__}: {error}", 1)
-        raise
-    directory.close()
-    return 0
-
-
-def give_up(directory: RunDirectory | None, reason: str, exit_code: int) -> int:
-    """Record why the run ends, and say it in one line, once."""
-    if directory:
-        directory.fail(reason, exit_code)
-    if os.environ.get("RANK", "0") == "0":
-        print(f"train.py: {reason}", file=sys.stderr)
-    return exit_code
+    """A run, from the parsed command line to the process's exit code."""
+    return launch(train, args)
 
 
 if __name__ == "__main__":

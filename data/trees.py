@@ -105,10 +105,10 @@ def shared_length(row: Row) -> int:
     return len(commonprefix(row.responses)) if len(row.responses) > 1 else 0
 
 
-def tree_tokens(row: Row) -> int:
-    """Tokens that the row's tree computes; the last token of a response is only ever a target."""
-    shared = shared_length(row)
-    return len(row.prompt) + shared + sum(max(len(r) - shared - 1, 0) for r in row.responses)
+def tree_tokens(row: Row, *, leaves: bool = False) -> int:
+    """Tokens that the row's tree computes; the last of a response only with `leaves`, as in `pack`."""
+    shared, targets = shared_length(row), 0 if leaves else 1
+    return len(row.prompt) + shared + sum(max(len(r) - shared - targets, 0) for r in row.responses)
 
 
 def tree_mask(

@@ -173,12 +173,7 @@ class Policy(nn.Module):
 
     def forward(self, batch: TreeBatch, temperature: float = 1.0) -> Tensor:
         """(S, T) log-probability of every response token of every sequence; 0 outside the mask."""
-        inputs = {
-            "input_ids": batch.input_ids,
-            "position_ids": batch.position_ids,
-            "attention_mask": attention_mask(self.model, batch),
-            "use_cache": False,
-        }
+        inputs = model_inputs(self.model, batch)
         if self.fused:
             head = self.model.get_output_embeddings()
             hidden = self.model.base_model(**inputs).last_hidden_state.flatten(0, 1)  # (R L, d)
@@ -194,6 +189,35 @@ class Policy(nn.Module):
             logits = logits.to(_softmax_dtype(logits)) / temperature
             logps = logits.log_softmax(-1).gather(1, batch.targets[:, None])[:, 0]
         return batch.sequences(logps)
+
+
+class Scorer(nn.Module):
+    """A sequence classifier with one label as a function from batches to scores.
+
+    The score is read at the last token of each sequence, found from the layout: never by looking
+    for a pad or end token, which may stand anywhere in a text. Batches are packed with leaves=True.
+    """
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, batch: TreeBatch) -> Tensor:
+        """(S,) score of every sequence."""
+        hidden = self.model.base_model(**model_inputs(self.model, batch)).last_hidden_state
+        last = hidden.flatten(0, 1).index_select(0, batch.last)  # (S, d)
+        head = cast(nn.Module, self.model.score)
+        return cast(Tensor, head(last)[:, 0])
+
+
+def model_inputs(model: PreTrainedModel, batch: TreeBatch) -> dict[str, Any]:
+    """What a batch is to a Hugging Face model."""
+    return {
+        "input_ids": batch.input_ids,
+        "position_ids": batch.position_ids,
+        "attention_mask": attention_mask(model, batch),
+        "use_cache": False,
+    }
 
 
 def attention_mask(model: PreTrainedModel, batch: TreeBatch) -> Tensor | dict[str, Tensor]:

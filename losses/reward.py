@@ -13,10 +13,23 @@ fixes scores only up to a constant for each prompt; centring picks the constant.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
+from einops import rearrange
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from losses.base import check_same_shape
+from losses.base import Loss, LossOutput, TreeBatch, check_same_shape, metric, pairs
+
+
+@dataclass(frozen=True)
+class RewardConfig:
+    center_coef: float = 0.0
+    """Weight of the squared sum of the two scores, which keeps them around 0; 0.01 is usual."""
+
+    def __post_init__(self) -> None:
+        if self.center_coef < 0:
+            raise ValueError(f"--center_coef {self.center_coef} must not be negative")
 
 
 def reward_loss(
@@ -45,3 +58,33 @@ def reward_loss(
         check_same_shape(chosen_scores=chosen_scores, margin=margin)
         gap = gap - margin
     return -logsigmoid(gap) + center_coef * (chosen_scores + rejected_scores) ** 2
+
+
+def step(scores: Tensor, batch: TreeBatch, config: RewardConfig) -> LossOutput:
+    chosen, rejected = rearrange(scores, "(pairs two) -> two pairs", two=2)
+    margin = batch.margin.to(scores.dtype)  # 0 where the data has no such column
+    losses = reward_loss(chosen, rejected, margin=margin, center_coef=config.center_coef)
+    return LossOutput(
+        {"pairs": losses.sum()},
+        {
+            "accuracy": metric(chosen > rejected),
+            "margin": metric(chosen - rejected),
+            "mean_reward": metric(scores),
+            "mean_squared_reward": metric(scores**2),
+            "rewards/chosen": metric(chosen),
+            "rewards/rejected": metric(rejected),
+        },
+    )
+
+
+LOSS = Loss(
+    name="reward",
+    config=RewardConfig,
+    step=step,
+    units=pairs,
+    branches=2,
+    needs_reference=False,
+    learning_rate=1e-5,  # Llama 2 (arXiv 2307.09288), section 3.2.2, for its smaller models
+    model="score",
+    packing=lambda config: {"leaves": True},
+)

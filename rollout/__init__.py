@@ -1,1 +1,1 @@
-"""Rollouts for PPO: not here yet."""
+"""Rollouts: what the policy says to a prompt (`sample`) and what that is worth (`score`)."""

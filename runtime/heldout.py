@@ -29,22 +29,23 @@ def evaluate(
     """The loss's own metrics on the held-out rows, and how often the chosen response is preferred.
 
     `accuracy` compares summed log-probs and `accuracy_norm` those sums per character of the
-    response, the end token counting in neither: lm-eval's acc and acc_norm.
+    response, the end token counting in neither: lm-eval's acc and acc_norm. A reward model's
+    `accuracy` is by score, and among its own metrics.
     """
     totals = Totals()
     plan = cover(data.lengths, accelerator.num_processes, max_tokens)
     for members in plan[accelerator.process_index]:
         batch = data.batch(members, accelerator.device)
-        logps = policy(batch)
+        outputs = policy(batch)
         metrics = {}
-        if batch.num_sequences == 2 * batch.num_examples:
-            seq_logps = masked_sum(logps, batch.text_mask())
+        if loss.model == "logps" and batch.num_sequences == 2 * batch.num_examples:
+            seq_logps = masked_sum(outputs, batch.text_mask())
             metrics["accuracy"] = metric(seq_logps[0::2] > seq_logps[1::2])
             per_character = seq_logps / batch.characters
             metrics["accuracy_norm"] = metric(per_character[0::2] > per_character[1::2])
             if loss.branches == 1:
-                logps, batch = logps[0::2], batch.chosen()
-        output = loss.step(logps, batch, config)
+                outputs, batch = outputs[0::2], batch.chosen()
+        output = loss.step(outputs, batch, config)
         totals.add_loss(output.totals, loss.units(batch, config), dummy=batch.dummy)
         totals.add(metrics | output.metrics, dummy=batch.dummy)
     return totals.reduce(accelerator)

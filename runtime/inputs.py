@@ -30,7 +30,8 @@ class Rows:
     @property
     def lengths(self) -> list[int]:
         """Tokens that each row costs."""
-        return [tree_tokens(row) for row in self.rows]
+        leaves = self.packing.get("leaves", False)
+        return [tree_tokens(row, leaves=leaves) for row in self.rows]
 
     @property
     def tokens(self) -> set[int]:

@@ -3,35 +3,32 @@
 from __future__ import annotations
 
 import difflib
+import math
 import os
 import re
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, TypeVar
 
 import torch
 from safetensors import SafetensorError
 from transformers import (
     AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
     AutoTokenizer,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
 from transformers.utils import logging as transformers_logging
 
-from data.encode import Row
 from data.errors import NO_INPUT, UNAVAILABLE, USAGE, InputError
 from data.pocket import BASE_DIR
-from data.trees import Layout, pack
-from losses.forward import Policy
 
 Loaded = TypeVar("Loaded")
+HEAD = "score.weight"  # of a sequence classifier
 
 transformers_logging.disable_progress_bar()  # a run has one bar, its own
 transformers_logging.set_verbosity_error()  # what matters of its warnings is an InputError here
-
-# Logits that are more than a linear map of the hidden state: config fields that say so.
-LOGIT_FIELDS = ("final_logit_softcapping", "logit_scale", "logits_scaling")
 
 
 def locate(name: str, flag: str = "--model") -> str:
@@ -78,31 +75,75 @@ def load_tokenizer(name: str, flag: str = "--model") -> PreTrainedTokenizerBase:
 def load_causal_lm(
     name: str, *, dtype: str, gradient_checkpointing: bool = False, flag: str = "--model"
 ) -> PreTrainedModel:
-    """A causal LM to train, in eval mode: all parameters learn, and no dropout is on anywhere.
+    """A causal LM to train or to compare with; InputError if it cannot be had."""
+    model, _ = _load_model(AutoModelForCausalLM, name, flag, dtype, may_miss=())
+    return _ready(model, gradient_checkpointing)
 
-    Dropout would make the policy's log-probs differ from the reference's and from the sampler's
-    before any update, which is noise in every ratio that the losses are built from.
+
+def load_scorer(
+    name: str,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    dtype: str,
+    seed: int = 0,
+    gradient_checkpointing: bool = False,
+    flag: str = "--model",
+) -> PreTrainedModel:
+    """A sequence classifier with one label: a reward model, or a causal LM with a new head.
+
+    A new head is drawn from `seed`, normal with standard deviation 1 / sqrt(d + 1), so that scores
+    start around 0 with variance 1 for hidden states of unit size ("The N+ Implementation Details of
+    RLHF with PPO", Huang et al. 2024). The tokenizer's pad token is set to one that no response
+    ends with, because transformers reads the score at the last token that is not the pad token.
     """
+    model, missing = _load_model(
+        AutoModelForSequenceClassification, name, flag, dtype, may_miss=(HEAD,), num_labels=1
+    )
+    if HEAD in missing:
+        weight = model.get_parameter(HEAD)
+        draw = torch.Generator().manual_seed(seed)
+        start = torch.randn(weight.shape, generator=draw) / math.sqrt(weight.shape[1] + 1)
+        with torch.no_grad():
+            weight.copy_(start)
+    if tokenizer.pad_token_id in (None, tokenizer.eos_token_id):
+        special = (tokenizer.unk_token_id, tokenizer.bos_token_id, *range(len(tokenizer)))
+        pad = next(i for i in special if i is not None and i != tokenizer.eos_token_id)
+        tokenizer.pad_token = tokenizer.convert_ids_to_tokens(pad)
+    model.config.get_text_config().pad_token_id = tokenizer.pad_token_id
+    return _ready(model, gradient_checkpointing)
 
-    def load(where: str) -> PreTrainedModel:
-        loaded: Any = AutoModelForCausalLM.from_pretrained(
+
+def _load_model(
+    kind: Any, name: str, flag: str, dtype: str, *, may_miss: tuple[str, ...], **options: Any
+) -> tuple[PreTrainedModel, set[str]]:
+    """The model, and which of `may_miss` its weight files do not have."""
+
+    def load(where: str) -> tuple[PreTrainedModel, set[str]]:
+        model, info = kind.from_pretrained(
             where,
             dtype=getattr(torch, dtype),
             trust_remote_code=False,
             ignore_mismatched_sizes=True,  # told below, by name
             output_loading_info=True,
+            **options,
         )
-        model: PreTrainedModel
-        model, info = loaded
         # Transformers would go on with random numbers in their place.
-        for key in sorted(info["missing_keys"]):
+        for key in sorted(set(info["missing_keys"]) - set(may_miss)):
             raise ValueError(f"its weight files have no {key}")
         for key, found, wanted in sorted(info["mismatched_keys"]):
             shapes = f"{tuple(found)} in its weight files and {tuple(wanted)} by its config.json"
             raise ValueError(f"{key} is {shapes}")
-        return model
+        return model, set(info["missing_keys"])
 
-    model = _load(name, flag, "it", load)
+    return _load(name, flag, "it", load)
+
+
+def _ready(model: PreTrainedModel, gradient_checkpointing: bool) -> PreTrainedModel:
+    """In eval mode: all parameters learn, and no dropout is on anywhere.
+
+    Dropout would make the policy's log-probs differ from the reference's and from the sampler's
+    before any update, which is noise in every ratio that the losses are built from.
+    """
     model.eval()
     if gradient_checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
@@ -156,53 +197,6 @@ def check_tokenizer(ref_model: str, tokenizer: PreTrainedTokenizerBase, used: se
                 f" {theirs!r} there, and {ours!r} in the model to be trained)",
                 USAGE,
             )
-
-
-def choose_layout(
-    model: PreTrainedModel, wanted: Literal["auto", "tree", "rectangle"]
-) -> tuple[Layout, bool, str]:
-    """(layout, fused head?, a line for the user), by trying what the model takes on two rows.
-
-    The padded rectangle with the model's own logits is what the others must agree with.
-    """
-    config = model.config.get_text_config()
-    linear = all(getattr(config, field, None) in (None, 1.0) for field in LOGIT_FIELDS)
-    tolerance = {torch.float64: 1e-5, torch.float32: 1e-3}.get(model.dtype, 0.15)
-    with torch.no_grad():
-        truth = _probe(model, "rectangle", fused=False)
-    layouts: list[Layout] = ["rectangle"] if wanted == "rectangle" else ["tree", "rectangle"]
-    reason = ""
-    for layout in layouts:
-        for fused in (True, False) if linear else (False,):
-            try:
-                with torch.no_grad():
-                    error = (_probe(model, layout, fused=fused) - truth).abs().max().item()
-            except (ValueError, RuntimeError, TypeError, KeyError, IndexError) as problem:
-                reason = f"{type(problem).__name__}: {' '.join(str(problem).split())[:80]}"
-                continue
-            if error <= tolerance:
-                head = "" if fused else ", logits by the model's own head"
-                if layout == "tree":
-                    return layout, fused, f"token trees{head}"
-                why = "as asked" if wanted == "rectangle" else f"no token trees ({reason})"
-                return layout, fused, f"padded rectangle, {why}{head}"
-            reason = f"log-probs differ by {error:.1g}"
-        if wanted == "tree":
-            raise InputError(f"--layout tree: this model cannot take it ({reason})", USAGE)
-    return "rectangle", False, f"padded rectangle, no token trees ({reason}), the model's own head"
-
-
-def _probe(model: PreTrainedModel, layout: Layout, *, fused: bool) -> torch.Tensor:
-    """Log-probs of two short rows with shared prompts and a shared first response token."""
-    vocabulary = model.config.get_text_config().vocab_size
-    ids = [3 + i % max(1, vocabulary - 4) for i in range(40)]
-    rows = [
-        Row(0, ids[:7], [ids[7:11], ids[7:8] + ids[20:25]], [True, True], [1, 1]),
-        Row(1, ids[30:33], [ids[33:36], ids[12:18]], [True, True], [1, 1]),
-    ]
-    batch = pack(rows, layout=layout).to(model.device)
-    logps: torch.Tensor = Policy(model, fused=fused)(batch)
-    return logps.double()
 
 
 def make_optimizer(

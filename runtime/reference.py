@@ -19,10 +19,10 @@ from torch import Tensor, nn
 
 from data.batches import cover
 from losses.base import masked_sum, wide
-from losses.forward import Policy
 from runtime.config import TrainConfig
 from runtime.inputs import Rows
-from runtime.models import check_vocabulary, choose_layout, load_causal_lm
+from runtime.layout import choose_layout
+from runtime.models import check_vocabulary, load_causal_lm
 
 
 def with_reference(
@@ -44,8 +44,8 @@ def with_reference(
         model.to(accelerator.device)
         used = {token for rows in splits for token in rows.tokens}
         check_vocabulary(model, used, f"--ref_model {ref_model}")
-        layout, fused, _ = choose_layout(model, config.layout)
-        policy = accelerator.prepare_model(Policy(model, fused=fused), evaluation_mode=True)
+        layout, module, _ = choose_layout(model, config.layout)
+        policy = accelerator.prepare_model(module, evaluation_mode=True)
         splits = [replace(rows, layout=layout) for rows in splits]
 
     key = cache_key(model, splits, config.mixed_precision, config.max_tokens)

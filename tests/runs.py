@@ -16,8 +16,8 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 BASE = ROOT / "data" / "pocket" / "base"
 OFFLINE = {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
-# a few steps on 48 rows: the model is a real one, but nothing is learnt in so short a time
-QUICK = {"--max_steps": "3", "--batch_size": "8", "--learning_rate": "1e-3"}
+# a few steps, for rows and models that have no defaults of their own
+QUICK = ("--max_steps", 3, "--batch_size", 8, "--learning_rate", 1e-3)
 
 _forks = multiprocessing.get_context("forkserver" if sys.platform == "linux" else "spawn")
 _forks.set_forkserver_preload(
@@ -83,7 +83,36 @@ def no_model():
     def load(*_, **__):
         raise AssertionError("the model was loaded")
 
-    train.load_causal_lm = load
+    for name in ("load_causal_lm", "load_scorer"):
+        setattr(train, name, load)
+
+
+# ---------------------------------------------------------------- what a run left
+
+
+def read(out, name):
+    return json.loads((out / name).read_text("utf-8"))
+
+
+def metrics(out):
+    """(the training lines, the held-out lines) of metrics.jsonl; NaN would not be JSON."""
+
+    def refuse(constant):
+        raise AssertionError(f"{constant} in metrics.jsonl")
+
+    lines = (out / "metrics.jsonl").read_text("utf-8").splitlines()
+    rows = [json.loads(line, parse_constant=refuse) for line in lines]
+    return [r for r in rows if "loss" in r], [r for r in rows if "eval/loss" in r]
+
+
+def timeless(out):
+    """metrics.jsonl without what the clock wrote."""
+    rows = [row for part in metrics(out) for row in part]
+    return [{k: v for k, v in row.items() if k != "seconds"} for row in rows]
+
+
+def weights(out):
+    return (out / "final" / "model.safetensors").read_bytes()
 
 
 # ---------------------------------------------------------------- small data and models

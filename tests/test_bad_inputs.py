@@ -128,8 +128,8 @@ def cut(model):
 
 
 def other_shape(model):
-    text = (model / "config.json").read_text()
-    (model / "config.json").write_text(text.replace('"intermediate_size": ', '"intermediate_size": 1'))
+    config = json.loads((model / "config.json").read_text())
+    (model / "config.json").write_text(json.dumps(config | {"intermediate_size": 8}))
 
 
 def one_weight_less(model):

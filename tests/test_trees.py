@@ -9,7 +9,7 @@ from data.encode import Row
 from data.trees import ROW_TOKENS, pack, shared_length, tree_mask, tree_tokens
 from losses.base import masked_sum
 from losses.forward import Policy, token_logprobs
-from runtime.models import choose_layout
+from runtime.layout import choose_layout
 
 # A forward and backward through three layers is some hundred roundings of what TIGHT allows one.
 THROUGH_A_MODEL = 100 * TIGHT  # 1e-10
@@ -48,13 +48,14 @@ def test_tree_equals_rectangle_in_log_probs_and_gradients(family):
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_every_family_is_given_trees(family):
-    assert choose_layout(make_model(family, torch.float32), "auto") == ("tree", True, "token trees")
+    layout, policy, line = choose_layout(make_model(family, torch.float32), "auto")
+    assert (layout, policy.fused, line) == ("tree", True, "token trees")
 
 
 def test_a_model_that_refuses_the_mask_takes_the_rectangle_and_says_so():
     model = make_model("bloom", torch.float32, n_layer=2, n_head=4)
-    layout, fused, line = choose_layout(model, "auto")
-    assert (layout, fused) == ("rectangle", True)
+    layout, policy, line = choose_layout(model, "auto")
+    assert (layout, policy.fused) == ("rectangle", True)
     assert "no token trees" in line and "ValueError" in line
 
 
@@ -63,10 +64,10 @@ def test_a_model_that_refuses_the_mask_takes_the_rectangle_and_says_so():
 )
 def test_logits_that_are_scaled_after_the_head_go_through_the_models_own(family, option):
     model = make_model(family, **option)
-    layout, fused, line = choose_layout(model, "auto")
-    assert (layout, fused) == ("tree", False) and "own head" in line
+    layout, policy, line = choose_layout(model, "auto")
+    assert (layout, policy.fused) == ("tree", False) and "own head" in line
     rows = make_rows(3)
-    logps = Policy(model, fused=fused)(pack(rows))
+    logps = policy(pack(rows))
     for ours, expected in zip(logps, (x for r in rows for x in alone(model, r)), strict=True):
         assert relative_error(ours[: len(expected)], expected) < THROUGH_A_MODEL
 

@@ -1,0 +1,97 @@
+"""Which way a model takes a batch: token trees where it can, else the padded rectangle.
+
+Found by trying, on two short rows: whatever the model's family, what is used agrees with what the
+model says by itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Literal, cast
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from data.encode import Row
+from data.errors import USAGE, InputError
+from data.trees import Layout, pack
+from losses.forward import Policy, Scorer
+
+Wanted = Literal["auto", "tree", "rectangle"]
+
+# Logits that are more than a linear map of the hidden state: config fields that say so.
+LOGIT_FIELDS = ("final_logit_softcapping", "logit_scale", "logits_scaling")
+TOLERANCES = {torch.float64: 1e-5, torch.float32: 1e-3}  # bfloat16 and float16: 0.15
+REFUSALS = (ValueError, RuntimeError, TypeError, KeyError, IndexError, AttributeError)
+
+
+@torch.no_grad()
+def choose_layout(
+    model: PreTrainedModel, wanted: Wanted, kind: Literal["logps", "score"] = "logps"
+) -> tuple[Layout, nn.Module, str]:
+    """(layout, the model as a module from batches to log-probs or scores, a line for the user).
+
+    Raises:
+        InputError: `wanted` is "tree" and the model cannot take one.
+    """
+    rows, leaves = _rows(model), kind == "score"
+    if leaves:
+        truth = _scores_alone(model, rows)
+    else:
+        truth = Policy(model, fused=False)(pack(rows, layout="rectangle").to(model.device))
+    tolerance = TOLERANCES.get(model.dtype, 0.15)
+    layouts: list[Layout] = ["rectangle"] if wanted == "rectangle" else ["tree", "rectangle"]
+    reason = ""
+    for layout in layouts:
+        for module, note in _modules(model, kind):
+            batch = pack(rows, layout=layout, leaves=leaves).to(model.device)
+            try:
+                error = (module(batch) - truth).abs().max().item()
+            except REFUSALS as problem:
+                reason = f"{type(problem).__name__}: {' '.join(str(problem).split())[:80]}"
+                continue
+            if error <= tolerance:
+                if layout == "tree":
+                    return layout, module, f"token trees{note}"
+                why = "as asked" if wanted == "rectangle" else f"no token trees ({reason})"
+                return layout, module, f"padded rectangle, {why}{note}"
+            reason = f"{kind} differ by {error:.1g}"
+        if wanted == "tree":
+            break
+    raise InputError(f"--layout {wanted}: this model cannot take it ({reason})", USAGE)
+
+
+def _modules(model: PreTrainedModel, kind: str) -> Iterator[tuple[nn.Module, str]]:
+    """The ways to run it, the better first, each with what to say of it."""
+    if kind == "score":
+        yield Scorer(model), ""
+        return
+    config = model.config.get_text_config()
+    if all(getattr(config, field, None) in (None, 1.0) for field in LOGIT_FIELDS):
+        yield Policy(model), ""
+    yield Policy(model, fused=False), ", logits by the model's own head"
+
+
+def _scores_alone(model: PreTrainedModel, rows: list[Row]) -> Tensor:
+    """(S,) score of every sequence by itself, without padding or mask."""
+    if not hasattr(model, "score"):
+        kind = type(model).__name__
+        raise InputError(f"--model: {kind} has no head named score, so cannot be a reward model")
+    scores = []
+    for row in rows:
+        for response in row.responses:
+            ids = torch.tensor([row.prompt + response], device=model.device)
+            hidden = model.base_model(ids, use_cache=False).last_hidden_state
+            scores.append(cast(nn.Module, model.score)(hidden[0, -1:])[0, 0])
+    return torch.stack(scores)
+
+
+def _rows(model: PreTrainedModel) -> list[Row]:
+    """Two short rows with shared prompts, one with a shared first response token."""
+    vocabulary = model.config.get_text_config().vocab_size
+    ids = [3 + i % max(1, vocabulary - 4) for i in range(40)]
+    return [
+        Row(0, ids[:7], [ids[7:11], ids[7:8] + ids[20:25]], [True, True], [1, 1]),
+        Row(1, ids[30:33], [ids[33:36], ids[12:18]], [True, True], [1, 1]),
+    ]

@@ -1,0 +1,61 @@
+"""How a run begins and ends: every error that a user can mend is one line and an exit code."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+from accelerate import Accelerator
+from safetensors import SafetensorError
+
+from data.errors import INTERRUPTED, IO_ERROR, USAGE, InputError
+from data.pocket import DEFAULTS
+from losses import LOSSES
+from runtime.cli import Args
+from runtime.config import resolve
+from runtime.directory import RunDirectory
+from runtime.launch import check_launch, make_accelerator
+
+
+def launch(train: Callable[[Args, Accelerator, RunDirectory], None], args: Args) -> int:
+    """Call `train` with everything resolved and the directory taken; the exit code."""
+    directory = None
+    try:
+        config, filled = resolve(args.config, LOSSES[args.config.loss].learning_rate, DEFAULTS)
+        args = replace(args, config=config, origin=filled | args.origin)
+        try:
+            LOSSES[config.loss].config(**args.loss_flags)
+        except ValueError as error:
+            raise InputError(str(error), USAGE) from error
+        accelerator = make_accelerator(config)
+        check_launch(accelerator)
+        directory = RunDirectory(
+            Path(config.output_dir or ""),
+            overwrite=config.overwrite or config.dry_run,
+            writes=accelerator.is_main_process and not config.dry_run,
+        )
+        train(args, accelerator, directory)
+    except InputError as error:
+        return give_up(directory, str(error), error.exit_code)
+    except KeyboardInterrupt:
+        return give_up(directory, "interrupted", INTERRUPTED)
+    except (OSError, SafetensorError) as error:  # a full disk, most of the time
+        return give_up(directory, f"reading or writing failed: {error}", IO_ERROR)
+    except Exception as error:  # ours to mend: the traceback says more than a line could
+        if directory:
+            directory.fail(f"{type(error).__name__}: {error}", 1)
+        raise
+    directory.close()
+    return 0
+
+
+def give_up(directory: RunDirectory | None, reason: str, exit_code: int) -> int:
+    """Record why the run ends, and say it in one line, once."""
+    if directory:
+        directory.fail(reason, exit_code)
+    if os.environ.get("RANK", "0") == "0":
+        print(f"train.py: {reason}", file=sys.stderr)
+    return exit_code
