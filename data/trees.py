@@ -21,7 +21,7 @@ longest sequence, M distinct response tokens.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
 from os.path import commonprefix
 from typing import Any, Literal
@@ -34,6 +34,30 @@ from data.encode import Row
 Layout = Literal["tree", "rectangle"]
 
 ROW_TOKENS = 512  # target width of a packed row: attention is dense, and grows with its square
+
+
+@dataclass(frozen=True)
+class Trajectory:
+    """What a rollout fixed about its sequences; tensors are (S, T), 0 outside the mask."""
+
+    old_logps: Tensor  # of the policy that sampled, at the sampling temperature
+    old_values: Tensor  # of the critic then: V of the state before each token
+    advantages: Tensor
+    returns: Tensor
+    ref_logps: Tensor  # of the frozen reference; the policy's own where there is none
+    critic_only: bool = False  # the policy does not learn from this rollout
+
+    def of(self, sequences: Sequence[int], width: int) -> Trajectory:
+        """That of some sequences, the longest of which has `width` response tokens."""
+        return self._map(lambda x: x[list(sequences), :width])
+
+    def to(self, device: torch.device) -> Trajectory:
+        return self._map(lambda x: x.to(device))
+
+    def _map(self, change: Callable[[Tensor], Tensor]) -> Trajectory:
+        values: dict[str, Any] = {f.name: getattr(self, f.name) for f in fields(self)}
+        changed = {k: change(v) if isinstance(v, Tensor) else v for k, v in values.items()}
+        return Trajectory(**changed)
 
 
 @dataclass(frozen=True)
@@ -58,7 +82,9 @@ class TreeBatch:
     index: Tensor  # (E,) position of the row in its data set
     prompt_mask: Tensor  # (S, T) True on prompt tokens; all False unless packed with prompts=True
     layout: Layout
+    leaves: bool  # the last token of every sequence was computed too
     ref_logps: Tensor | None = None  # (S,) reference log-probs, summed over the response
+    trajectory: Trajectory | None = None  # of PPO's rollout
     dummy: bool = False  # stands in on a rank that has no row left: forward runs, nothing counts
 
     @property
@@ -75,11 +101,11 @@ class TreeBatch:
         return int(self.mask.sum())
 
     def to(self, device: torch.device) -> TreeBatch:
-        values = {f.name: getattr(self, f.name) for f in fields(self)}
-        moved: dict[str, Any] = {
-            k: v.to(device) if isinstance(v, Tensor) else v for k, v in values.items()
-        }
-        return TreeBatch(**moved)
+        values: dict[str, Any] = {f.name: getattr(self, f.name) for f in fields(self)}
+        for name, value in values.items():
+            if isinstance(value, (Tensor, Trajectory)):
+                values[name] = value.to(device)
+        return TreeBatch(**values)
 
     def sequences(self, token_values: Tensor) -> Tensor:
         """(M,) values of the distinct response tokens -> (S, T), 0 outside the mask."""
@@ -106,7 +132,7 @@ def shared_length(row: Row) -> int:
 
 
 def tree_tokens(row: Row, *, leaves: bool = False) -> int:
-    """Tokens that the row's tree computes; the last of a response only with `leaves`, as in `pack`."""
+    """Tokens that the row's tree computes; the last of a response only with `leaves`."""
     shared, targets = shared_length(row), 0 if leaves else 1
     return len(row.prompt) + shared + sum(max(len(r) - shared - targets, 0) for r in row.responses)
 
@@ -191,6 +217,7 @@ def pack(
         margin=torch.tensor([row.margin for row in rows]),
         index=torch.tensor([row.index for row in rows]),
         layout=layout,
+        leaves=leaves,
     )
 
 

@@ -34,13 +34,14 @@ class Loss:
 
     name: str
     config: type  # its flags: a frozen dataclass with a sentence under every field
-    step: Callable[[Tensor, TreeBatch, Any], LossOutput]
+    step: Callable[[Any, TreeBatch, Any], LossOutput]
     units: Callable[[TreeBatch, Any], dict[str, int]]  # what `totals` are sums over, and how many
     branches: Literal[1, 2]  # responses of a row that it trains on: chosen, or chosen and rejected
     needs_reference: bool  # reads `batch.ref_logps`
     learning_rate: float  # default for `--learning_rate`, with its source beside it
-    # What `step` is given: (S, T) log-probs of a causal LM, or (S,) scores of a classifier.
-    model: Literal["logps", "score"] = "logps"
+    # What `step` is given: (S, T) log-probs of a causal LM, (S,) scores of a classifier, or the
+    # log-probs and values of an actor and a critic over sampled responses.
+    model: Literal["logps", "score", "actor_critic"] = "logps"
     # What its batches hold beyond response log-probs: keyword arguments of `pack`.
     packing: Callable[[Any], dict[str, bool]] = field(default=lambda config: {})
     # What held-out metrics must be before the first update, when the policy is its own reference.

@@ -191,6 +191,36 @@ class Policy(nn.Module):
         return batch.sequences(logps)
 
 
+class ActorCritic(nn.Module):
+    """A policy and a critic over the same batches: what PPO trains, as one module."""
+
+    def __init__(self, policy: Policy, critic: PreTrainedModel, *, temperature: float) -> None:
+        super().__init__()
+        self.policy = policy
+        self.critic = critic
+        self.temperature = temperature
+
+    def forward(self, batch: TreeBatch) -> tuple[Tensor, Tensor, Tensor]:
+        """Log-probs and values, (S, T) each, and the value after the last token, (S,).
+
+        The value of token t is the critic's at the token before it, the state that t was chosen in.
+        The last is 0 unless the batch was packed with leaves=True.
+        """
+        logps = self.policy(batch, self.temperature)
+        hidden = self.critic.base_model(**model_inputs(self.critic, batch)).last_hidden_state
+        values = value_head(self.critic)(hidden.flatten(0, 1))[:, 0]  # (R L,)
+        before = batch.sequences(values.index_select(0, batch.parents))
+        after = (
+            values.index_select(0, batch.last) if batch.leaves else torch.zeros_like(before[:, 0])
+        )
+        return logps, before, after
+
+
+def value_head(critic: PreTrainedModel) -> nn.Module:
+    """The linear map from hidden states to values; families name it `score` or `classifier`."""
+    return cast(nn.Module, getattr(critic, "score", None) or critic.classifier)
+
+
 class Scorer(nn.Module):
     """A sequence classifier with one label as a function from batches to scores.
 

@@ -1,114 +1,112 @@
-"""PPO-clip with generalised advantage estimation, for responses as trajectories of tokens.
+"""PPO-clip, for responses as trajectories of tokens.
 
-    δ_t = r_t + γ V_{t+1} - V_t          A_t = δ_t + γλ A_{t+1}          R_t = A_t + V_t
     ratio_t = π_θ(y_t | x, y_<t) / π_old(y_t | x, y_<t)
 
     policy   -min( ratio_t A_t,  clip(ratio_t, 1-c, 1+c) A_t )
     value    ½ max( (V_θ - R)²,  (clip(V_θ, V_old-c, V_old+c) - R)² )
+    L(θ)     mean over response tokens of   policy + c_v value [+ β_KL k(π_θ, π_ref)]
 
-    V_t  the critic's value of the state *before* token t        r_t  reward on token t
+    A_t, R_t  advantage and return of token t (losses/advantages.py), fixed since the rollout
 
-Schulman et al. 2015, "High-Dimensional Continuous Control Using GAE" (arXiv 1506.02438), eq. 11-16;
-Schulman et al. 2017, "Proximal Policy Optimization Algorithms" (arXiv 1707.06347), eq. 7. The value
-clip is OpenAI baselines' (not in the paper). KL estimators: Schulman 2020, "Approximating KL
-Divergence". Whitening with the population variance: OpenAI lm-human-preferences.
+Schulman et al. 2017, "Proximal Policy Optimization Algorithms" (arXiv 1707.06347), eq. 7 and 9. The
+value clip is OpenAI baselines' (not in the paper). For language models: Ouyang et al. 2022 (arXiv
+2203.02155), eq. 2, and Huang et al. 2024, "The N+ Implementation Details of RLHF with PPO" (arXiv
+2403.17031), N+ below. What happens before the gradient stands in rollout/steps.py.
+
+Not here: dual clip (verl's default), a value head on the policy's own hidden states.
 """
 
 from __future__ import annotations
 
 import math
-from typing import Literal, get_args
+from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
 
-from losses.base import check_same_shape
-
-KLKind = Literal["k1", "k2", "k3"]
-
-
-def kl_estimate(logps: Tensor, ref_logps: Tensor, *, kind: KLKind = "k1") -> Tensor:
-    """Estimate of KL(π || π_ref) from one sample a position, in nats; un-masked, of any shape.
-
-    With d = log π - log π_ref and samples from π: k1 = d (unbiased, may be negative), k2 = d²/2
-    (biased, its gradient is the KL's), k3 = e^-d - 1 + d (unbiased, never negative).
-
-    Raises:
-        ValueError: the shapes differ, or the kind is unknown.
-    """
-    check_same_shape(logps=logps, ref_logps=ref_logps)
-    d = logps - ref_logps
-    if kind == "k1":
-        return d
-    if kind == "k2":
-        return d**2 / 2
-    if kind == "k3":
-        return torch.expm1(-d) + d
-    raise ValueError(f"unknown kind {kind!r}; one of {', '.join(get_args(KLKind))}")
+from losses.advantages import kl_estimate
+from losses.base import Loss, LossOutput, TreeBatch, check_same_shape, metric, tokens
 
 
-def gae(
-    rewards: Tensor,
-    values: Tensor,
-    mask: Tensor,
-    *,
-    gamma: float = 1.0,
-    lam: float = 0.95,
-    last_values: Tensor | None = None,
-) -> tuple[Tensor, Tensor]:
-    """Advantages and returns of every token.
+@dataclass(frozen=True)
+class PPOConfig:
+    reward: str | None = None
+    """A reward model's directory or hub id, or module:function (default: pocket's exact grader)."""
+    prompts: str | None = None
+    """Prompts to sample for: a .jsonl with `prompt`, or a PIQA directory (default: --data's)."""
+    ref_model: str | None = None
+    """Directory or hub id of the reference (default: the model as it is before training)."""
+    rollout_size: int = 64
+    """Responses per rollout, over all processes; --batch_size of them make an optimizer step."""
+    ppo_epochs: int = 4
+    """Passes over each rollout (N+: 4)."""
+    max_new_tokens: int = 64
+    """Longest response, in tokens."""
+    temperature: float = 1.0
+    """Divides the logits, when sampling and in every log-prob since."""
+    top_k: int = 0
+    """Sample among the k likeliest tokens; 0: all. Log-probs stay the whole distribution's."""
+    top_p: float = 1.0
+    """Sample among the fewest tokens with this share of the mass. Log-probs as with --top_k."""
+    kl_coef: float = 0.05
+    """Weight of the KL to the reference in every token's reward (InstructGPT's β; N+: 0.05)."""
+    kl_estimator: Literal["k1", "k2", "k3"] = "k1"
+    """Estimator of that KL (Schulman 2020)."""
+    kl_target: float | None = None
+    """Steer --kl_coef so that the KL per response stays near this (Ziegler et al. 2019, 2.2)."""
+    kl_horizon: int = 10000
+    """Responses over which that controller reacts."""
+    kl_loss_coef: float = 0.0
+    """Weight of the KL as a term of the loss instead, by k2, whose gradient is the KL's."""
+    score_clip: float | None = None
+    """Clip scores to plus or minus this."""
+    score_norm: bool = False
+    """Divide scores by their running standard deviation, after taking off their running mean."""
+    missing_eos_penalty: float = 0.0
+    """Taken off the score of a response that was cut at --max_new_tokens (N+: 1)."""
+    truncation: Literal["terminal", "bootstrap"] = "terminal"
+    """What follows a cut response: nothing, or what the critic expects."""
+    whiten_rewards: bool = False
+    """Scale rewards to variance 1, keeping their mean (OpenAI 2019)."""
+    whiten_advantages: bool = True
+    """Scale advantages to mean 0 and variance 1, over the whole rollout on all processes."""
+    gamma: float = 1.0
+    """Discount γ."""
+    lam: float = 0.95
+    """GAE's λ."""
+    clip: float = 0.2
+    """How far the ratio may go from 1 and still gain."""
+    value_clip: float = 0.2
+    """How far a value may go from its old one and still gain."""
+    value_coef: float = 0.1
+    """Weight of the value loss (N+: 0.1)."""
+    critic_warmup: int = 0
+    """Rollouts in which only the critic learns."""
+    target_kl: float | None = None
+    """Leave a rollout once policy/approxkl_avg is above this."""
 
-    Args:
-        rewards: (B, T) reward received on each token.
-        values: (B, T) the critic's value of the state before each token.
-        mask: (B, T) bool, True on response tokens. The recursion steps over what is masked, so that
-            neither padding nor a tool's output in mid-response bootstraps into a real token.
-        gamma, lam: discount γ and the GAE parameter λ.
-        last_values: (B,) value of the state after the last token, for rows that were cut rather
-            than finished; None treats every end as terminal (0).
+    def __post_init__(self) -> None:
+        for name in ("rollout_size", "ppo_epochs", "max_new_tokens", "temperature"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"--{name} {getattr(self, name)} must be above 0")
+        for name in (
+            "kl_coef",
+            "kl_loss_coef",
+            "clip",
+            "value_clip",
+            "value_coef",
+            "critic_warmup",
+        ):
+            if getattr(self, name) < 0:
+                raise ValueError(f"--{name} {getattr(self, name)} must not be negative")
+        for name in ("gamma", "lam", "top_p"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"--{name} {getattr(self, name)} must be between 0 and 1")
 
-    Returns:
-        (advantages, returns), both (B, T), exactly 0 where the mask is False.
-
-    Raises:
-        ValueError: the shapes differ.
-    """
-    check_same_shape(rewards=rewards, values=values, mask=mask)
-    rewards, values = torch.where(mask, rewards, 0.0), torch.where(mask, values, 0.0)
-    next_advantage = values.new_zeros(values.shape[0])
-    next_value = next_advantage if last_values is None else last_values
-    check_same_shape(last_values=next_value, rows=next_advantage)
-    columns = []
-    for t in reversed(range(values.shape[1])):
-        delta = rewards[:, t] + gamma * next_value - values[:, t]  # eq. 11 of 1506.02438
-        advantage = delta + gamma * lam * next_advantage  # eq. 16, as a recursion
-        columns.append(torch.where(mask[:, t], advantage, 0.0))
-        next_advantage = torch.where(mask[:, t], advantage, next_advantage)
-        next_value = torch.where(mask[:, t], values[:, t], next_value)
-    advantages = torch.stack(columns[::-1], dim=1) if columns else torch.zeros_like(values)
-    return advantages, torch.where(mask, advantages + values, 0.0)
-
-
-def masked_whiten(x: Tensor, mask: Tensor, *, shift_mean: bool = True) -> Tensor:
-    """Scale `x` to mean 0 and population variance 1 over all True positions of `mask`.
-
-    Args:
-        x, mask: one shape, any; mask is bool.
-        shift_mean: False puts the mean back, so that only the scale changes (for rewards).
-
-    Returns:
-        (x - mean) / sqrt(var + 1e-8) [+ mean], exactly 0 where the mask is False.
-
-    Raises:
-        ValueError: the shapes differ.
-    """
-    check_same_shape(x=x, mask=mask)
-    x, count = torch.where(mask, x, 0.0), mask.sum().clamp(min=1)
-    mean = x.sum() / count
-    mean = mean + torch.where(mask, x - mean, 0.0).sum() / count  # what rounding took from it
-    centred = torch.where(mask, x - mean, 0.0)
-    whitened = centred * torch.rsqrt((centred**2).sum() / count + 1e-8)
-    return whitened if shift_mean else torch.where(mask, whitened + mean, 0.0)
+    @property
+    def needs_reference(self) -> bool:
+        return self.kl_coef > 0 or self.kl_loss_coef > 0 or self.kl_target is not None
 
 
 def ppo_policy_loss(
@@ -160,3 +158,46 @@ def ppo_value_loss(
     values, old_values, returns = (torch.where(mask, x, 0.0) for x in (values, old_values, returns))
     clipped = torch.clamp(values, old_values - clip, old_values + clip)
     return 0.5 * torch.maximum((values - returns) ** 2, (clipped - returns) ** 2)
+
+
+def step(outputs: tuple[Tensor, Tensor, Tensor], batch: TreeBatch, config: PPOConfig) -> LossOutput:
+    assert batch.trajectory is not None, "PPO needs a rollout in the batch"
+    (logps, values, _), old, mask = outputs, batch.trajectory, batch.mask
+    policy_losses = ppo_policy_loss(logps, old.old_logps, old.advantages, mask, clip=config.clip)
+    value_losses = ppo_value_loss(values, old.old_values, old.returns, mask, clip=config.value_clip)
+    kl = torch.where(mask, kl_estimate(logps, old.ref_logps, kind="k2"), 0.0)
+    policy_weight = 0.0 if old.critic_only else 1.0
+    losses = (
+        policy_weight * (policy_losses + config.kl_loss_coef * kl)
+        + config.value_coef * value_losses
+    )
+
+    log_ratio = torch.where(mask, logps - old.old_logps, 0.0).detach()
+    ratio = log_ratio.exp()
+    clipped = (ratio - 1).abs() > config.clip
+    value_clipped = (values - old.old_values).abs() > config.value_clip
+    return LossOutput(
+        {"tokens": losses.sum()},
+        {
+            "loss/policy_avg": metric(policy_losses, mask),
+            "loss/value_avg": metric(value_losses, mask),
+            "policy/approxkl_avg": metric(0.5 * log_ratio**2, mask),
+            "policy/clipfrac_avg": metric(clipped, mask),
+            "val/clipfrac_avg": metric(value_clipped, mask),
+            "val/ratio": metric(ratio, mask),
+            "val/ratio_minus_1_squared": metric((ratio - 1) ** 2, mask),
+        },
+    )
+
+
+LOSS = Loss(
+    name="ppo",
+    config=PPOConfig,
+    step=step,
+    units=tokens,
+    branches=1,
+    needs_reference=False,  # its reference scores what was sampled, in rollout/steps.py
+    learning_rate=3e-6,  # N+ (2403.17031), table 5
+    model="actor_critic",
+    packing=lambda config: {"leaves": config.truncation == "bootstrap"},
+)
