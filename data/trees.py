@@ -106,7 +106,7 @@ def shared_length(row: Row) -> int:
 
 
 def tree_tokens(row: Row, *, leaves: bool = False) -> int:
-    """Tokens that the row's tree computes; the last of a response only with `leaves`, as in `pack`."""
+    """Tokens that the row's tree computes; the last of a response only with `leaves`."""
     shared, targets = shared_length(row), 0 if leaves else 1
     return len(row.prompt) + shared + sum(max(len(r) - shared - targets, 0) for r in row.responses)
 

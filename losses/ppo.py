@@ -1,114 +1,27 @@
-"""PPO-clip with generalised advantage estimation, for responses as trajectories of tokens.
+"""PPO-clip, for responses as trajectories of tokens.
 
-    δ_t = r_t + γ V_{t+1} - V_t          A_t = δ_t + γλ A_{t+1}          R_t = A_t + V_t
     ratio_t = π_θ(y_t | x, y_<t) / π_old(y_t | x, y_<t)
 
     policy   -min( ratio_t A_t,  clip(ratio_t, 1-c, 1+c) A_t )
     value    ½ max( (V_θ - R)²,  (clip(V_θ, V_old-c, V_old+c) - R)² )
 
-    V_t  the critic's value of the state *before* token t        r_t  reward on token t
+    A_t, R_t  advantage and return of token t (losses/advantages.py), fixed since the rollout
 
-Schulman et al. 2015, "High-Dimensional Continuous Control Using GAE" (arXiv 1506.02438), eq. 11-16;
-Schulman et al. 2017, "Proximal Policy Optimization Algorithms" (arXiv 1707.06347), eq. 7. The value
-clip is OpenAI baselines' (not in the paper). KL estimators: Schulman 2020, "Approximating KL
-Divergence". Whitening with the population variance: OpenAI lm-human-preferences.
+Schulman et al. 2017, "Proximal Policy Optimization Algorithms" (arXiv 1707.06347), eq. 7. The
+value clip is OpenAI baselines' (not in the paper). For language models: Ouyang et al. 2022 (arXiv
+2203.02155), eq. 2.
+
+Not here: dual clip (verl's default), a value head on the policy's own hidden states.
 """
 
 from __future__ import annotations
 
 import math
-from typing import Literal, get_args
 
 import torch
 from torch import Tensor
 
 from losses.base import check_same_shape
-
-KLKind = Literal["k1", "k2", "k3"]
-
-
-def kl_estimate(logps: Tensor, ref_logps: Tensor, *, kind: KLKind = "k1") -> Tensor:
-    """Estimate of KL(π || π_ref) from one sample a position, in nats; un-masked, of any shape.
-
-    With d = log π - log π_ref and samples from π: k1 = d (unbiased, may be negative), k2 = d²/2
-    (biased, its gradient is the KL's), k3 = e^-d - 1 + d (unbiased, never negative).
-
-    Raises:
-        ValueError: the shapes differ, or the kind is unknown.
-    """
-    check_same_shape(logps=logps, ref_logps=ref_logps)
-    d = logps - ref_logps
-    if kind == "k1":
-        return d
-    if kind == "k2":
-        return d**2 / 2
-    if kind == "k3":
-        return torch.expm1(-d) + d
-    raise ValueError(f"unknown kind {kind!r}; one of {', '.join(get_args(KLKind))}")
-
-
-def gae(
-    rewards: Tensor,
-    values: Tensor,
-    mask: Tensor,
-    *,
-    gamma: float = 1.0,
-    lam: float = 0.95,
-    last_values: Tensor | None = None,
-) -> tuple[Tensor, Tensor]:
-    """Advantages and returns of every token.
-
-    Args:
-        rewards: (B, T) reward received on each token.
-        values: (B, T) the critic's value of the state before each token.
-        mask: (B, T) bool, True on response tokens. The recursion steps over what is masked, so that
-            neither padding nor a tool's output in mid-response bootstraps into a real token.
-        gamma, lam: discount γ and the GAE parameter λ.
-        last_values: (B,) value of the state after the last token, for rows that were cut rather
-            than finished; None treats every end as terminal (0).
-
-    Returns:
-        (advantages, returns), both (B, T), exactly 0 where the mask is False.
-
-    Raises:
-        ValueError: the shapes differ.
-    """
-    check_same_shape(rewards=rewards, values=values, mask=mask)
-    rewards, values = torch.where(mask, rewards, 0.0), torch.where(mask, values, 0.0)
-    next_advantage = values.new_zeros(values.shape[0])
-    next_value = next_advantage if last_values is None else last_values
-    check_same_shape(last_values=next_value, rows=next_advantage)
-    columns = []
-    for t in reversed(range(values.shape[1])):
-        delta = rewards[:, t] + gamma * next_value - values[:, t]  # eq. 11 of 1506.02438
-        advantage = delta + gamma * lam * next_advantage  # eq. 16, as a recursion
-        columns.append(torch.where(mask[:, t], advantage, 0.0))
-        next_advantage = torch.where(mask[:, t], advantage, next_advantage)
-        next_value = torch.where(mask[:, t], values[:, t], next_value)
-    advantages = torch.stack(columns[::-1], dim=1) if columns else torch.zeros_like(values)
-    return advantages, torch.where(mask, advantages + values, 0.0)
-
-
-def masked_whiten(x: Tensor, mask: Tensor, *, shift_mean: bool = True) -> Tensor:
-    """Scale `x` to mean 0 and population variance 1 over all True positions of `mask`.
-
-    Args:
-        x, mask: one shape, any; mask is bool.
-        shift_mean: False puts the mean back, so that only the scale changes (for rewards).
-
-    Returns:
-        (x - mean) / sqrt(var + 1e-8) [+ mean], exactly 0 where the mask is False.
-
-    Raises:
-        ValueError: the shapes differ.
-    """
-    check_same_shape(x=x, mask=mask)
-    x, count = torch.where(mask, x, 0.0), mask.sum().clamp(min=1)
-    mean = x.sum() / count
-    mean = mean + torch.where(mask, x - mean, 0.0).sum() / count  # what rounding took from it
-    centred = torch.where(mask, x - mean, 0.0)
-    whitened = centred * torch.rsqrt((centred**2).sum() / count + 1e-8)
-    return whitened if shift_mean else torch.where(mask, whitened + mean, 0.0)
 
 
 def ppo_policy_loss(

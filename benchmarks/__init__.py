@@ -1,0 +1,1 @@
+"""How the README's numbers are made. results/ has command, commit and machine beside each."""
