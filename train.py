@@ -30,6 +30,7 @@ import time
 from collections.abc import Iterator
 from contextlib import nullcontext
 from dataclasses import asdict, replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -277,7 +278,7 @@ def train(args: Args, accelerator: Accelerator, directory: RunDirectory) -> None
         model,
         tokenizer,
         card=model_card(loss.name, config.model, summary),
-        draw=lambda metrics, picture: draw_curves(metrics, picture, f"{loss.name}, {config.model}"),
+        draw=lambda metrics, picture: draw_curves(metrics, picture, f"{loss.name}, {Path(config.model).name}"),
     )
     accelerator.end_training()
     say(table(summary))

@@ -133,7 +133,9 @@ def draw_curves(metrics: Path, picture: Path, title: str) -> None:
             if not points:
                 continue
             steps, values = zip(*points, strict=True)
-            if key.startswith("eval/"):
+            if key == "learning_rate":
+                axis.plot(steps, values, color=color)
+            elif key.startswith("eval/"):
                 axis.plot(steps, values, "o-", color=color, label=label, zorder=3)
             else:
                 axis.plot(steps, values, color=color, alpha=0.3, linewidth=1)
