@@ -41,12 +41,12 @@ def make_accelerator(config: TrainConfig) -> Accelerator:
     """The Accelerator of a run: no gradient accumulation of its own, and the trackers asked for.
 
     Raises:
-        InputError: a tracker that Accelerate does not know or that is not installed (Accelerate
-            itself would leave it out without a word).
+        InputError: a tracker that Accelerate does not know or that is not installed, or a precision
+            that would not be used (Accelerate itself would leave them out without a word).
     """
     from accelerate import Accelerator
     from accelerate.tracking import get_available_trackers
-    from accelerate.utils import LoggerType
+    from accelerate.utils import GradientAccumulationPlugin, LoggerType
 
     trackers = config.report_to.split(",") if config.report_to else []
     installed = [LoggerType.ALL.value, *(tracker.value for tracker in get_available_trackers())]
@@ -56,12 +56,19 @@ def make_accelerator(config: TrainConfig) -> Accelerator:
             raise InputError(f"--report_to {name}: choose from {known}", USAGE)
         if name not in installed:
             raise InputError(f"--report_to {name} is not installed: pip install {name}", USAGE)
+    launched = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
+    if launched not in ("no", config.mixed_precision):
+        given = f"accelerate launch was given {launched}"
+        raise InputError(f"{given}; give --mixed_precision {launched} to train.py too", USAGE)
     accelerator = Accelerator(
         mixed_precision=config.mixed_precision,
-        gradient_accumulation_steps=1,
+        # as a plugin: given as a number, the launcher's environment would override it
+        gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),
         log_with=trackers or None,
         project_dir=config.output_dir,
     )
+    if config.mixed_precision == "fp16" and accelerator.device.type == "cpu":
+        raise InputError("--mixed_precision fp16 needs a GPU; on a CPU take bf16", USAGE)
     return accelerator
 
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from data.encode import Row
-from data.errors import USAGE, InputError
+from data.errors import NOT_FINITE, USAGE, InputError
 from data.trees import Layout, pack
 from losses.forward import Policy, Scorer
 
@@ -33,13 +33,17 @@ def choose_layout(
     """(layout, the model as a module from batches to log-probs or scores, a line for the user).
 
     Raises:
-        InputError: `wanted` is "tree" and the model cannot take one.
+        InputError: `wanted` is "tree" and the model cannot take one, or its weights hold a NaN.
     """
     rows, leaves = _rows(model), kind == "score"
     if leaves:
         truth = _scores_alone(model, rows)
     else:
         truth = Policy(model, fused=False)(pack(rows, layout="rectangle").to(model.device))
+    if not truth.isfinite().all():
+        raise InputError(
+            f"--model: its {kind} are not finite; are its weights damaged?", NOT_FINITE
+        )
     tolerance = TOLERANCES.get(model.dtype, 0.15)
     layouts: list[Layout] = ["rectangle"] if wanted == "rectangle" else ["tree", "rectangle"]
     reason = ""

@@ -146,11 +146,17 @@ def _ready(model: PreTrainedModel, gradient_checkpointing: bool) -> PreTrainedMo
     """
     model.eval()
     if gradient_checkpointing:
-        model.gradient_checkpointing_enable({"use_reentrant": False})
+        if hasattr(model, "activation_checkpointing_enable"):  # its name in later versions
+            model.activation_checkpointing_enable()
+        else:
+            model.gradient_checkpointing_enable({"use_reentrant": False})
         for module in model.modules():
             # Transformers checkpoints a layer only if the layer itself is in training mode; what is
-            # inside it stays in eval mode, without dropout.
+            # inside it stays in eval mode, and the layer's own rates of dropout become 0.
             module.training = bool(getattr(module, "gradient_checkpointing", False))
+            for name, value in vars(module).items():
+                if module.training and "drop" in name and isinstance(value, float):
+                    setattr(module, name, 0.0)
     return model
 
 
