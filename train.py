@@ -261,6 +261,7 @@ def train(args: Args, accelerator: Accelerator, directory: RunDirectory) -> None
     all_tokens = int(accelerator.reduce(torch.tensor(tokens, device=accelerator.device), "sum"))
     summary = {
         "loss": loss.name,
+        "model": config.model,
         "before": history[0],
         "after": history[-1],
         "steps": steps,
@@ -277,7 +278,7 @@ def train(args: Args, accelerator: Accelerator, directory: RunDirectory) -> None
         model,
         tokenizer,
         card=model_card(loss.name, config.model, summary),
-        draw=lambda metrics, picture: draw_curves(metrics, picture, f"{loss.name}, {config.model}"),
+        draw=draw_curves,
     )
     accelerator.end_training()
     say(table(summary))

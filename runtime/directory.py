@@ -98,7 +98,7 @@ class RunDirectory:
         tokenizer: PreTrainedTokenizerBase,
         *,
         card: str,
-        draw: Callable[[Path, Path], None],
+        draw: Callable[[Path, Path, str], None],
     ) -> None:
         """Save the model under another name first, so that what is called final/ is complete."""
         if not self.writes:
@@ -109,7 +109,8 @@ class RunDirectory:
         (partial / "README.md").write_text(card, "utf-8")
         os.replace(partial, self.path / "final")
         self._write_json("summary.json", summary)
-        draw(self.path / "metrics.jsonl", self.path / "curves.png")
+        title = f"{summary['loss']}, {summary['model']}, {summary['data']}"
+        draw(self.path / "metrics.jsonl", self.path / "curves.png", title)
         self._set_status("finished", exit_code=0)
 
     def fail(self, reason: str, exit_code: int) -> None:

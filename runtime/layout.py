@@ -41,7 +41,9 @@ def choose_layout(
     else:
         truth = Policy(model, fused=False)(pack(rows, layout="rectangle").to(model.device))
     if not truth.isfinite().all():
-        raise InputError(f"--model: its {kind} are not finite; are its weights damaged?", NOT_FINITE)
+        raise InputError(
+            f"--model: its {kind} are not finite; are its weights damaged?", NOT_FINITE
+        )
     tolerance = TOLERANCES.get(model.dtype, 0.15)
     layouts: list[Layout] = ["rectangle"] if wanted == "rectangle" else ["tree", "rectangle"]
     reason = ""

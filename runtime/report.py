@@ -108,13 +108,13 @@ def draw_curves(metrics: Path, picture: Path, title: str) -> None:
         ("loss", [("loss", "training"), ("eval/loss", "held-out")], "loss (nats)"),
         (
             "held-out accuracy",
-            [("eval/accuracy", "summed log-prob"), ("eval/accuracy_norm", "per character")],
+            [("eval/accuracy", "accuracy"), ("eval/accuracy_norm", "per character")],
             "pairs ranked rightly",
         ),
         (
-            "implicit rewards",
+            "rewards",
             [("rewards/chosen", "chosen"), ("rewards/rejected", "rejected")],
-            "β × log-ratio (nats)",
+            "score or implicit reward",
         ),
         (
             "log-probability of the response",
@@ -129,11 +129,13 @@ def draw_curves(metrics: Path, picture: Path, title: str) -> None:
     figure, axes = plt.subplots(len(panels) // 2, 2, figsize=(10, 2.9 * (len(panels) // 2)))
     for axis, (name, curves, unit) in zip(axes.flat, panels, strict=True):
         for color, (key, label) in zip(("tab:blue", "tab:orange"), curves, strict=False):
-            points = [(row["step"], row[key]) for row in rows if key in row]
+            points = [(row["step"], row[key]) for row in rows if row.get(key) is not None]
             if not points:
                 continue
             steps, values = zip(*points, strict=True)
-            if key.startswith("eval/"):
+            if key == "learning_rate":
+                axis.plot(steps, values, color=color)
+            elif key.startswith("eval/"):
                 axis.plot(steps, values, "o-", color=color, label=label, zorder=3)
             else:
                 axis.plot(steps, values, color=color, alpha=0.3, linewidth=1)
@@ -144,7 +146,7 @@ def draw_curves(metrics: Path, picture: Path, title: str) -> None:
         axis.grid(alpha=0.3)
         if len(curves) > 1:
             axis.legend(frameon=False, fontsize=9)
-    figure.suptitle(title)
+    figure.suptitle(title, fontsize=9, wrap=True)
     figure.tight_layout()
     figure.savefig(picture, dpi=110)
     plt.close(figure)
