@@ -27,9 +27,8 @@ if __name__ == "__main__":
 import math
 import signal
 import time
-from collections.abc import Iterator
 from contextlib import nullcontext
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from typing import Any
 
 import torch
@@ -37,7 +36,6 @@ from accelerate import Accelerator
 from accelerate.utils import set_seed
 from torch import nn
 
-from data.batches import split, step_rows, total_steps
 from data.errors import NOT_FINITE, InputError
 from data.trees import TreeBatch
 from losses import LOSSES
@@ -45,40 +43,19 @@ from losses.base import Loss
 from runtime.cli import Args
 from runtime.config import TrainConfig
 from runtime.directory import RunDirectory
-from runtime.heldout import check_finite, check_start, evaluate
-from runtime.inputs import Rows, load_rows, show_examples
+from runtime.heldout import check_finite, check_start
 from runtime.launch import start_trackers
-from runtime.layout import choose_layout
 from runtime.metrics import Totals
-from runtime.models import (
-    check_tokenizer,
-    check_vocabulary,
-    load_causal_lm,
-    load_scorer,
-    load_tokenizer,
-    make_optimizer,
-    parameters,
-)
+from runtime.models import make_optimizer
 from runtime.outcome import launch
-from runtime.reference import with_reference
+from runtime.prompt_source import PromptSource
 from runtime.report import Progress, command, draw_curves, model_card, table, versions
+from runtime.row_source import RowSource
+from runtime.source import Source
 
 NOT_FINITE_LIMIT = 3  # steps in a row
 
 # ------------------------------------------------------------------------------ one step
-
-
-def batch_steps(
-    data: Rows, steps: int, config: TrainConfig, accelerator: Accelerator
-) -> Iterator[list[TreeBatch]]:
-    """This rank's micro-batches of every optimizer step; the loop knows no more of the data."""
-    assert config.batch_size is not None
-    lengths = data.lengths
-    for step in range(1, steps + 1):
-        rows = step_rows(step, len(lengths), config.batch_size, config.seed)
-        plan = split([lengths[i] for i in rows], accelerator.num_processes, config.max_tokens)
-        mine = plan[accelerator.process_index]
-        yield [data.batch([rows[p] for p in part], accelerator.device) for part in mine]
 
 
 def optimizer_step(
@@ -144,51 +121,25 @@ def train(args: Args, accelerator: Accelerator, directory: RunDirectory) -> None
     set_seed(config.seed)
 
     # ---- data: a bad row ends the run here, before any weight is loaded
-    tokenizer = load_tokenizer(config.model)
-    train_rows, heldout_rows, told = load_rows(config, loss, loss_config, tokenizer)
-    used = train_rows.tokens | heldout_rows.tokens
-    if loss.needs_reference and loss_config.ref_model is not None:
-        check_tokenizer(loss_config.ref_model, tokenizer, used)
-    steps = total_steps(len(train_rows.rows), config.batch_size, config.epochs, config.max_steps)
-    say(*told, sep="\n")
+    kind = PromptSource if loss.model == "actor_critic" else RowSource
+    source: Source = kind(config, loss, loss_config, accelerator)
+    say(*source.told, sep="\n")
     say(
-        f"plan: {steps} optimizer steps of {config.batch_size} rows,"
-        f" {steps * config.batch_size / len(train_rows.rows):.2f} epochs,"
-        f" learning rate {config.learning_rate:g} {config.schedule},"
+        f"learning rate {config.learning_rate:g} {config.schedule},"
         f" {accelerator.num_processes} process{'es' * (accelerator.num_processes > 1)}"
     )
     if config.dry_run:
-        say(show_examples(train_rows.rows, tokenizer))
+        say(source.preview())
         return
 
-    # ---- model
-    options: Any = {
-        "dtype": config.dtype,
-        "gradient_checkpointing": config.gradient_checkpointing,
-    }
-    if loss.model == "score":
-        model = load_scorer(config.model, tokenizer, seed=config.seed, **options)
-    else:
-        model = load_causal_lm(config.model, **options)
-    check_vocabulary(model, used, f"--model {config.model}")
-    model.to(accelerator.device)
-    layout, policy, told_layout = choose_layout(model, config.layout, loss.model)
-    train_rows, heldout_rows = (replace(r, layout=layout) for r in (train_rows, heldout_rows))
-    say(f"model: {config.model}, {parameters(model)}, {told_layout}")
-    optimizer = make_optimizer(model, config.learning_rate, config.weight_decay)
+    # ---- models, and what is taken from them while the policy is as it was
+    policy, told = source.load()
+    say(f"model: {told}")
+    optimizer = make_optimizer(policy, config.learning_rate, config.weight_decay)
     policy, optimizer = accelerator.prepare(policy, optimizer)
-
-    # ---- reference: its log-probs, taken while the policy still is the reference
-    if loss.needs_reference:
-        train_rows, heldout_rows = with_reference(
-            accelerator,
-            policy,
-            config,
-            loss_config.ref_model,
-            (train_rows, heldout_rows),
-            directory.path / "reference.safetensors",
-        )
-    history = [evaluate(accelerator, policy, loss, loss_config, heldout_rows, config.max_tokens)]
+    source.start(policy, directory.path)
+    history = [source.evaluate()]
+    check_finite(history[0], "before the first update")
     check_start(history[0], loss.at_start(loss_config), config)
 
     # ---- everything has been checked: from here on the directory is this run's
@@ -198,23 +149,23 @@ def train(args: Args, accelerator: Accelerator, directory: RunDirectory) -> None
             "train": asdict(config),
             "loss": asdict(loss_config),
             "origin": origin,
-            "data": told[0].removeprefix("data: "),
-            "steps": steps,
-            "layout": layout,
+            "data": source.data,
+            "steps": source.steps,
+            "model": told,
             "processes": accelerator.num_processes,
             "versions": versions(),
         }
     )
     start_trackers(accelerator, config)
-    directory.log({"step": 0} | {f"eval/{k}": v for k, v in history[0].items()})
+    directory.log({"step": 0} | eval_record(history[0]))
+    directory.log_samples(0, source.samples)
 
     # ---- the loop
-    progress = Progress(steps, loss.name, enabled=accelerator.is_main_process)
-    tokens = bad_steps = 0
-    training_seconds = 0.0
-    for step, batches in enumerate(batch_steps(train_rows, steps, config, accelerator), start=1):
-        clock = time.perf_counter()
-        rate = learning_rate(step, steps, config)
+    progress = Progress(source.steps, loss.name, enabled=accelerator.is_main_process)
+    step = tokens = bad_steps = 0
+    loop_began, evaluating = time.perf_counter(), 0.0
+    for step, batches in enumerate(source.batches(), start=1):
+        rate = learning_rate(step, source.steps, config)
         for group in optimizer.param_groups:
             group["lr"] = rate
         units, metrics = optimizer_step(accelerator, policy, loss, loss_config, batches)
@@ -232,12 +183,12 @@ def train(args: Args, accelerator: Accelerator, directory: RunDirectory) -> None
                 NOT_FINITE,
             )
 
-        training_seconds += time.perf_counter() - clock
         tokens += sum(batch.num_tokens for batch in batches if not batch.dummy)
         record = {
             "step": step,
-            "epoch": step * config.batch_size / len(train_rows.rows),
+            "epoch": source.epoch(step),
             **metrics,
+            **source.after_step(metrics),
             "grad_norm": grad_norm,
             "learning_rate": rate,
             **units,
@@ -245,18 +196,19 @@ def train(args: Args, accelerator: Accelerator, directory: RunDirectory) -> None
         }
         directory.log(record)
         accelerator.log(record, step=step)
-        if config.eval_every and step % config.eval_every == 0 or step == steps:
-            history.append(
-                evaluate(accelerator, policy, loss, loss_config, heldout_rows, config.max_tokens)
-            )
-            evaluation = {f"eval/{k}": v for k, v in history[-1].items()}
-            directory.log({"step": step} | evaluation)
-            accelerator.log(evaluation, step=step)
-            record |= evaluation
+        if config.eval_every and step % config.eval_every == 0 or step == source.steps:
+            clock = time.perf_counter()
+            history.append(source.evaluate())
+            evaluating += time.perf_counter() - clock
+            record |= eval_record(history[-1])
+            directory.log({"step": step} | eval_record(history[-1]))
+            directory.log_samples(step, source.samples)
+            accelerator.log(eval_record(history[-1]), step=step)
         progress.show(step, record)
 
     # ---- what is left behind
-    check_finite(history[-1], f"after step {steps}; try a lower --learning_rate")
+    check_finite(history[-1], f"after step {step}; try a lower --learning_rate")
+    seconds = time.perf_counter() - loop_began - evaluating
     accelerator.wait_for_everyone()
     all_tokens = int(accelerator.reduce(torch.tensor(tokens, device=accelerator.device), "sum"))
     summary = {
@@ -264,25 +216,30 @@ def train(args: Args, accelerator: Accelerator, directory: RunDirectory) -> None
         "model": config.model,
         "before": history[0],
         "after": history[-1],
-        "steps": steps,
-        "rows": steps * config.batch_size,
+        "steps": step,
+        "rows": step * config.batch_size,
         "unit": "pairs" if loss.branches == 2 else "rows",
         "tokens": all_tokens,
         "seconds": time.perf_counter() - began,
-        "rows_per_second": steps * config.batch_size / training_seconds,
-        "data": told[0].removeprefix("data: "),
+        "rows_per_second": step * config.batch_size / seconds,
+        "data": source.data,
         "versions": versions(),
     }
     directory.finish(
         summary,
-        model,
-        tokenizer,
+        source.model,
+        source.tokenizer,
         card=model_card(loss.name, config.model, summary),
         draw=draw_curves,
     )
     accelerator.end_training()
     say(table(summary))
     say(f"{directory.path}: final/ (the model), metrics.jsonl, summary.json, curves.png")
+
+
+def eval_record(metrics: dict[str, float]) -> dict[str, float]:
+    """Held-out metrics under the names that they are logged by."""
+    return {f"eval/{name}": value for name, value in metrics.items()}
 
 
 def main(args: Args) -> int:

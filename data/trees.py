@@ -56,8 +56,10 @@ class Trajectory:
 
     def _map(self, change: Callable[[Tensor], Tensor]) -> Trajectory:
         values: dict[str, Any] = {f.name: getattr(self, f.name) for f in fields(self)}
-        changed = {k: change(v) if isinstance(v, Tensor) else v for k, v in values.items()}
-        return Trajectory(**changed)
+        for name, value in values.items():
+            if isinstance(value, Tensor):
+                values[name] = change(value)
+        return Trajectory(**values)
 
 
 @dataclass(frozen=True)

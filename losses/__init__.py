@@ -4,7 +4,7 @@ The functions take tensors, return one un-reduced value a pair `(B,)` or a token
 in any float dtype. `LOSSES` is what the command line and the loop know: a name and a file each.
 """
 
-from losses import dpo, orpo, reward, sft
+from losses import dpo, orpo, ppo, reward, sft
 from losses.advantages import gae, kl_estimate, masked_whiten
 from losses.base import Loss, LossOutput, masked_mean, masked_sum
 from losses.dpo import dpo_loss
@@ -14,7 +14,9 @@ from losses.ppo import ppo_policy_loss, ppo_value_loss
 from losses.reward import reward_loss
 from losses.sft import sft_loss
 
-LOSSES: dict[str, Loss] = {module.LOSS.name: module.LOSS for module in (sft, reward, dpo, orpo)}
+LOSSES: dict[str, Loss] = {
+    module.LOSS.name: module.LOSS for module in (sft, reward, dpo, orpo, ppo)
+}
 
 __all__ = [
     "LOSSES",

@@ -210,9 +210,9 @@ class ActorCritic(nn.Module):
         hidden = self.critic.base_model(**model_inputs(self.critic, batch)).last_hidden_state
         values = value_head(self.critic)(hidden.flatten(0, 1))[:, 0]  # (R L,)
         before = batch.sequences(values.index_select(0, batch.parents))
-        after = (
-            values.index_select(0, batch.last) if batch.leaves else torch.zeros_like(before[:, 0])
-        )
+        after = torch.zeros_like(before[:, 0])
+        if batch.leaves:
+            after = values.index_select(0, batch.last)
         return logps, before, after
 
 

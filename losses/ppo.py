@@ -90,14 +90,8 @@ class PPOConfig:
         for name in ("rollout_size", "ppo_epochs", "max_new_tokens", "temperature"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"--{name} {getattr(self, name)} must be above 0")
-        for name in (
-            "kl_coef",
-            "kl_loss_coef",
-            "clip",
-            "value_clip",
-            "value_coef",
-            "critic_warmup",
-        ):
+        weights = ("kl_coef", "kl_loss_coef", "clip", "value_clip", "value_coef", "critic_warmup")
+        for name in weights:
             if getattr(self, name) < 0:
                 raise ValueError(f"--{name} {getattr(self, name)} must not be negative")
         for name in ("gamma", "lam", "top_p"):

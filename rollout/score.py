@@ -148,7 +148,7 @@ def name_of(reward: Reward) -> str:
 
 def _one_line(error: Exception) -> str:
     text = " ".join(f"{type(error).__name__}: {error}".split()).rstrip(":")
-    return text if len(text) <= 200 else f"{text[:197]}..."
+    return text if len(text) <= 160 else f"{text[:157]}..."
 
 
 class ModelReward:

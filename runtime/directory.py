@@ -26,7 +26,14 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from data.errors import CANNOT_CREATE, InputError
 
-FILES = ("config.json", "status.json", "metrics.jsonl", "summary.json", "curves.png")
+FILES = (
+    "config.json",
+    "status.json",
+    "metrics.jsonl",
+    "samples.jsonl",
+    "summary.json",
+    "curves.png",
+)
 
 
 class RunDirectory:
@@ -90,6 +97,13 @@ class RunDirectory:
             finite = {k: v if math.isfinite(v) else None for k, v in record.items()}
             self._metrics.write(json.dumps(finite) + "\n")
             self._metrics.flush()
+
+    def log_samples(self, step: int, samples: list[dict[str, Any]]) -> None:
+        """Append what an evaluation sampled to samples.jsonl."""
+        if self._metrics and samples:
+            with open(self.path / "samples.jsonl", "a", encoding="utf-8") as file:
+                for row in samples:
+                    file.write(json.dumps({"step": step} | row) + "\n")
 
     def finish(
         self,

@@ -52,9 +52,10 @@ def evaluate(
 
 
 def check_finite(metrics: dict[str, float], when: str) -> None:
-    """Stop if the held-out loss is NaN or infinite: such weights are not saved as a result."""
-    if not math.isfinite(metrics["loss"]):
-        raise InputError(f"held-out loss is {metrics['loss']} {when}", NOT_FINITE)
+    """Stop if a held-out metric is NaN or infinite: such weights are not saved as a result."""
+    for name, value in metrics.items():
+        if not math.isfinite(value):
+            raise InputError(f"held-out {name} is {value} {when}", NOT_FINITE)
 
 
 def check_start(before: dict[str, float], expected: dict[str, float], config: TrainConfig) -> None:

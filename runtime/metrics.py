@@ -42,4 +42,5 @@ class Totals:
         sums = accelerator.reduce(torch.stack(pairs), "sum").tolist()
         means = {name: s / n for name, (s, n) in zip(self.parts, sums, strict=True) if n}
         rest = {name: mean for name, mean in means.items() if not name.startswith(LOSS_PER)}
-        return {"loss": sum(means[name] for name in means.keys() - rest.keys())} | rest
+        parts = [mean for name, mean in means.items() if name.startswith(LOSS_PER)]
+        return ({"loss": sum(parts)} if parts else {}) | rest

@@ -12,9 +12,11 @@ from typing import Any, TypeVar
 
 import torch
 from safetensors import SafetensorError
+from torch import nn
 from transformers import (
     AutoModelForCausalLM,
     AutoModelForSequenceClassification,
+    AutoModelForTokenClassification,
     AutoTokenizer,
     PreTrainedModel,
     PreTrainedTokenizerBase,
@@ -26,6 +28,7 @@ from data.pocket import BASE_DIR
 
 Loaded = TypeVar("Loaded")
 HEAD = "score.weight"  # of a sequence classifier
+HEADS = ("score", "classifier")  # of a token classifier
 
 transformers_logging.disable_progress_bar()  # a run has one bar, its own
 transformers_logging.set_verbosity_error()  # what matters of its warnings is an InputError here
@@ -110,6 +113,20 @@ def load_scorer(
         pad = next(i for i in special if i is not None and i != tokenizer.eos_token_id)
         tokenizer.pad_token = tokenizer.convert_ids_to_tokens(pad)
     model.config.get_text_config().pad_token_id = tokenizer.pad_token_id
+    return _ready(model, gradient_checkpointing)
+
+
+def load_critic(name: str, *, dtype: str, gradient_checkpointing: bool = False) -> PreTrainedModel:
+    """A token classifier with one label, from a reward model or a causal LM.
+
+    A head that the files do not have starts at 0, so that the first values are 0 (N+, detail 2.2).
+    """
+    heads = tuple(f"{head}.{part}" for head in HEADS for part in ("weight", "bias"))
+    kind, flag = AutoModelForTokenClassification, "critic"
+    model, missing = _load_model(kind, name, flag, dtype, may_miss=heads, num_labels=1)
+    with torch.no_grad():
+        for key in missing:
+            model.get_parameter(key).zero_()
     return _ready(model, gradient_checkpointing)
 
 
@@ -206,7 +223,7 @@ def check_tokenizer(ref_model: str, tokenizer: PreTrainedTokenizerBase, used: se
 
 
 def make_optimizer(
-    model: PreTrainedModel, learning_rate: float, weight_decay: float
+    model: nn.Module, learning_rate: float, weight_decay: float
 ) -> torch.optim.AdamW:
     """AdamW (betas 0.9, 0.999, eps 1e-8), fused; weight decay on matrices only."""
     trained = [p for p in model.parameters() if p.requires_grad]

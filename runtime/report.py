@@ -18,8 +18,12 @@ NAMES = {
     "rewards/margins": "reward margin",
     "logps/chosen": "log-prob of the chosen response",
     "logps/rejected": "log-prob of the rejected response",
+    "reward": "reward of sampled answers",
+    "success": "right answers among them",
+    "kl": "KL to the start, per answer",
+    "response_length": "tokens per answer",
 }
-PERCENT = ("accuracy", "accuracy_norm")
+PERCENT = ("accuracy", "accuracy_norm", "success")
 
 
 def table(summary: dict[str, Any]) -> str:

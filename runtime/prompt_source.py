@@ -1,0 +1,193 @@
+"""Batches from rollouts: what ppo trains on."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from accelerate import Accelerator
+from torch import nn
+
+from data.batches import total_steps
+from data.errors import USAGE, InputError
+from data.prompts import encode_prompts, load_prompts
+from data.trees import TreeBatch
+from losses.base import Loss, Metric, masked_sum, metric
+from losses.forward import ActorCritic, Policy
+from losses.ppo import PPOConfig
+from rollout.experience import Prompt, Rollouts, RolloutState, look_back, respond
+from rollout.score import ModelReward, Reward, load_reward
+from rollout.steps import rollout_steps
+from runtime.config import TrainConfig
+from runtime.layout import choose_layout
+from runtime.metrics import Totals
+from runtime.models import (
+    load_causal_lm,
+    load_critic,
+    load_scorer,
+    load_tokenizer,
+    parameters,
+)
+
+HELDOUT_SAMPLES = 256  # at least, over the held-out prompts
+SHOWN_SAMPLES = 5
+
+
+class PromptSource:
+    """See `runtime.source.Source`."""
+
+    def __init__(
+        self, config: TrainConfig, loss: Loss, loss_config: PPOConfig, accelerator: Accelerator
+    ) -> None:
+        self.config, self.ppo, self.accelerator = config, loss_config, accelerator
+        assert config.batch_size is not None
+        size, self.batch_size = loss_config.rollout_size, config.batch_size
+        for name, number, by in (
+            ("--rollout_size", size, self.batch_size),
+            ("--batch_size", self.batch_size, accelerator.num_processes),
+        ):
+            if number % by:
+                raise InputError(f"{name} {number} is not a multiple of {by}", USAGE)
+        self.on_pocket = (loss_config.prompts or config.data) == "pocket"
+        self.reward_name = loss_config.reward or ("pocket's grader" if self.on_pocket else None)
+        if self.reward_name is None:
+            raise InputError(
+                "--reward is missing: train one with --loss reward on this data and give its"
+                " final/ directory, or name a function as module:function",
+                USAGE,
+            )
+        self.tokenizer = load_tokenizer(config.model)
+        where = loss_config.prompts or config.data
+        train, heldout, told = load_prompts(where, config.seed)
+        self.train, self.heldout = (
+            [Prompt(*p) for p in encode_prompts(part, self.tokenizer, config.max_length)]
+            for part in (train, heldout)
+        )
+        self.per_rollout = loss_config.ppo_epochs * (size // self.batch_size)
+        rollouts = total_steps(len(self.train), size, config.epochs, None)
+        self.steps = config.max_steps or rollouts * self.per_rollout
+        self.data = told
+        self.told = [
+            f"data: {told}",
+            f"plan: {math.ceil(self.steps / self.per_rollout)} rollouts of {size} responses,"
+            f" {loss_config.ppo_epochs} epochs over each in steps of {self.batch_size}:"
+            f" {self.steps} optimizer steps",
+        ]
+        self.state = RolloutState(kl_coef=loss_config.kl_coef)
+        self.samples: list[dict[str, Any]] = []
+
+    def epoch(self, step: int) -> float:
+        return math.ceil(step / self.per_rollout) * self.ppo.rollout_size / len(self.train)
+
+    def preview(self) -> str:
+        lines = []
+        for number, prompt in enumerate(self.train[:2], 1):
+            lines.append(f"prompt {number}: {len(prompt.tokens)} tokens")
+            lines.append(f"    {self.tokenizer.decode(prompt.tokens)!r}")
+        return "\n".join(lines)
+
+    def load(self) -> tuple[nn.Module, str]:
+        config, device = self.config, self.accelerator.device
+        self.reward = self._reward()
+        options: Any = {
+            "dtype": config.dtype,
+            "gradient_checkpointing": config.gradient_checkpointing,
+        }
+        self.model = load_causal_lm(config.model, **options).to(device)
+        self.layout, policy, told = choose_layout(self.model, config.layout)
+        assert isinstance(policy, Policy)
+        of_model = self.ppo.reward is not None and ":" not in self.ppo.reward
+        critic_from = str(self.ppo.reward) if of_model else config.model
+        critic = load_critic(critic_from, **options).to(device)
+        self.reference: nn.Module | None = None
+        if self.ppo.needs_reference:
+            name, flag = self.ppo.ref_model or config.model, "--ref_model"
+            frozen = load_causal_lm(name, dtype=config.dtype, flag=flag).to(device)
+            self.reference = choose_layout(frozen.requires_grad_(False), config.layout)[1]
+        told = f"{config.model}, {parameters(self.model)}, {told}; reward {self.reward_name}"
+        return ActorCritic(policy, critic, temperature=self.ppo.temperature), told
+
+    def _reward(self) -> Reward:
+        spec, config = self.ppo.reward, self.config
+        if spec is None:
+            return _pocket_reward
+        if ":" in spec:
+            return load_reward(spec)
+        tokenizer = load_tokenizer(spec, "--reward")
+        model = load_scorer(spec, tokenizer, dtype=config.dtype, flag="--reward")
+        model.requires_grad_(False).to(self.accelerator.device)
+        layout = choose_layout(model, config.layout, "score")[0]
+        limits: Any = {"max_tokens": config.max_tokens, "max_length": config.max_length}
+        return ModelReward(model, tokenizer, layout=layout, **limits)
+
+    def start(self, policy: nn.Module, directory: Path) -> None:
+        if self.reference is not None:
+            self.reference = self.accelerator.prepare_model(self.reference, evaluation_mode=True)
+        self.rollouts = Rollouts(
+            self.accelerator,
+            self.accelerator.unwrap_model(policy),
+            self.model,
+            self.reference,
+            self.reward,
+            self.tokenizer,
+            self.ppo,
+            self.layout,
+            self.config.max_tokens,
+            self._reduce,
+        )
+
+    def _reduce(self, metrics: dict[str, Metric]) -> dict[str, float]:
+        totals = Totals()
+        totals.add(metrics)
+        return totals.reduce(self.accelerator)
+
+    def batches(self) -> Iterator[list[TreeBatch]]:
+        return rollout_steps(
+            self.rollouts,
+            self.train,
+            batch_size=self.batch_size,
+            steps=self.steps,
+            seed=self.config.seed,
+            state=self.state,
+        )
+
+    def after_step(self, metrics: dict[str, float]) -> dict[str, float]:
+        self.state.last_step = metrics
+        told, self.state.metrics = self.state.metrics, {}
+        return told
+
+    def evaluate(self) -> dict[str, float]:
+        """Sampled with the same random numbers every time, at the training temperature."""
+        ranks, rank = self.accelerator.num_processes, self.accelerator.process_index
+        times = math.ceil(HELDOUT_SAMPLES / len(self.heldout))
+        numbers = range(rank, times * len(self.heldout), ranks)
+        prompts = [self.heldout[i % len(self.heldout)] for i in numbers]
+        responses = respond(self.rollouts, prompts, list(numbers), seed=self.config.seed)
+        looked = look_back(self.rollouts, responses)
+        lengths = [len(row.responses[0]) for row in responses.rows]
+        metrics = {
+            "reward": metric(responses.scores),
+            "response_length": metric(responses.scores.new_tensor(lengths)),
+            "truncated": metric(~responses.finished),
+        }
+        if self.reference is not None:
+            metrics["kl"] = metric(masked_sum(looked.logps - looked.ref_logps, looked.mask))
+        if self.on_pocket:
+            right = _pocket_reward(responses.prompts, responses.texts)
+            metrics["success"] = metric(responses.scores.new_tensor(right))
+        self.samples = [
+            {"prompt": prompt, "response": text, "score": score}
+            for prompt, text, score in zip(
+                responses.prompts, responses.texts, responses.scores.tolist(), strict=True
+            )
+        ][:SHOWN_SAMPLES]
+        return self._reduce(metrics)
+
+
+def _pocket_reward(prompts: list[str], responses: list[str]) -> list[float]:
+    """1 for an answer that the exact grader accepts, else 0."""
+    from data.pocket import grade
+
+    return [float(grade(p, r)) for p, r in zip(prompts, responses, strict=True)]
