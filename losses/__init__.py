@@ -14,9 +14,8 @@ from losses.ppo import ppo_policy_loss, ppo_value_loss
 from losses.reward import reward_loss
 from losses.sft import sft_loss
 
-LOSSES: dict[str, Loss] = {
-    module.LOSS.name: module.LOSS for module in (sft, reward, dpo, orpo, ppo)
-}
+MODULES = (sft, reward, dpo, orpo, ppo)
+LOSSES: dict[str, Loss] = {module.LOSS.name: module.LOSS for module in MODULES}
 
 __all__ = [
     "LOSSES",

@@ -162,9 +162,10 @@ def look_back(rollouts: Rollouts, responses: Responses) -> Looked:
         after = after.to(last_values.dtype)
         after[members] = last_values
     padded = pad_sequence([found[i] for i in range(len(rows))], batch_first=True)
-    lengths = torch.tensor([len(row.responses[0]) for row in rows], device=device)
-    mask = torch.arange(padded.shape[1], device=device) < lengths[:, None]
-    return Looked(*padded.unbind(-1), mask, after)
+    counts = torch.tensor([len(row.responses[0]) for row in rows], device=device)
+    mask = torch.arange(padded.shape[1], device=device) < counts[:, None]
+    policy_logps, old_values, reference_logps = padded.unbind(-1)
+    return Looked(policy_logps, old_values, reference_logps, mask, after)
 
 
 def shape_scores(

@@ -26,14 +26,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from data.errors import CANNOT_CREATE, InputError
 
-FILES = (
-    "config.json",
-    "status.json",
-    "metrics.jsonl",
-    "samples.jsonl",
-    "summary.json",
-    "curves.png",
-)
+RECORDS = ("config.json", "status.json", "metrics.jsonl", "samples.jsonl", "summary.json")
+FILES = (*RECORDS, "curves.png")
 
 
 class RunDirectory:

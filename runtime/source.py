@@ -1,4 +1,4 @@
-"""What the loop asks of whatever gives it batches; the loop knows no more of where they are from."""
+"""What the loop asks of whatever gives it batches; it knows no more of where they are from."""
 
 from __future__ import annotations
 
