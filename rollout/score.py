@@ -41,16 +41,22 @@ def load_reward(spec: str) -> Reward:
         InputError: another form, no such module or function, or not callable.
     """
     module_name, colon, name = spec.partition(":")
-    if not (colon and name.isidentifier() and all(map(str.isidentifier, module_name.split(".")))):
-        raise InputError(f"reward {short(spec)} is not of the form module:function", USAGE)
+    parts = [*module_name.split("."), name]
+    if not (colon and all(map(str.isidentifier, parts))) or module_name.endswith(".py"):
+        raise InputError(
+            f"reward {short(spec)} is not of the form module:function (my_rewards:brevity, say; no"
+            " path, no .py)",
+            USAGE,
+        )
     if os.getcwd() not in sys.path:
         sys.path.append(os.getcwd())  # last, so that a file of theirs shadows none of ours
     importlib.invalidate_caches()
     try:
         module = importlib.import_module(module_name)
     except Exception as error:  # their code runs here, and may raise anything
-        if isinstance(error, ModuleNotFoundError) and module_name.startswith(str(error.name)):
-            reason = f"no module {error.name}, neither installed nor in this directory"
+        missing = isinstance(error, ModuleNotFoundError) and error.name
+        if missing and f"{module_name}.".startswith(f"{missing}."):
+            reason = f"no module {missing}, neither installed nor in this directory"
         else:
             reason = f"importing {module_name} raises {_one_line(error)}"
         raise InputError(f"reward {spec}: {reason}", NO_INPUT) from error
@@ -141,8 +147,8 @@ def name_of(reward: Reward) -> str:
 
 
 def _one_line(error: Exception) -> str:
-    text = " ".join(str(error).split())
-    return f"{type(error).__name__}: {text}" if text else type(error).__name__
+    text = " ".join(f"{type(error).__name__}: {error}".split()).rstrip(":")
+    return text if len(text) <= 160 else f"{text[:157]}..."
 
 
 class ModelReward:

@@ -1,0 +1,378 @@
+"""Rewards: a user's function, checked row by row, and a trained reward model."""
+
+import sys
+from functools import partial
+
+import models
+import numpy as np
+import pytest
+import small_tokenizers
+import torch
+from models import FAMILIES, float64_throughout
+from tolerances import TIGHT
+from transformers import AutoConfig, AutoModelForSequenceClassification
+
+from data.encode import encode_records
+from data.errors import NO_INPUT, USAGE, InputError
+from data.rows import Record
+from rollout.score import ModelReward, load_reward, score
+
+PROMPTS = [f"prompt {i}" for i in range(10)]
+RESPONSES = [f"response {'x' * i}" for i in range(10)]
+LENGTHS = [float(len(response)) for response in RESPONSES]
+
+
+def lengths(prompts, responses):
+    return [len(response) for response in responses]
+
+
+def one_line(error) -> str:
+    text = str(error.value)
+    assert "\n" not in text and len(text) < 400
+    return text
+
+
+# --- the checks around a function
+
+
+@pytest.mark.parametrize(
+    "form",
+    [list, tuple, np.array, torch.tensor, partial(torch.tensor, dtype=torch.bfloat16)]
+    + [lambda x: np.array(x, dtype=np.float32), lambda x: [torch.tensor(v) for v in x]]
+    + [lambda x: [np.float64(v) for v in x], lambda x: torch.tensor(x) * torch.ones(1).exp().log()],
+)
+def test_all_usual_forms_of_a_list_of_numbers_are_taken(form):
+    scores = score(lambda p, r: form(lengths(p, r)), PROMPTS, RESPONSES)
+    assert scores == LENGTHS
+    assert all(type(value) is float for value in scores)
+
+
+def test_truth_values_and_zero_are_scores():
+    """E12: 0.0 is a score like others, not a missing one."""
+    assert score(lambda p, r: [x.endswith("xx") for x in r], PROMPTS[:3], RESPONSES[:3]) == [
+        0,
+        0,
+        1,
+    ]
+    assert score(lambda p, r: [0.0] * len(r), PROMPTS, RESPONSES) == [0.0] * 10
+    assert score(lambda p, r: np.zeros(len(r), dtype=bool), PROMPTS, RESPONSES) == [0.0] * 10
+
+
+@pytest.mark.parametrize("size, calls", [(4, [4, 4, 2]), (5, [5, 5]), (1, [1] * 10), (64, [10])])
+def test_calls_are_made_in_batches_and_in_order(size, calls):
+    seen = []
+
+    def reward(prompts, responses):
+        assert [p[-1] for p in prompts] == [str(len(r) - 9) for r in responses]
+        seen.append(len(prompts))
+        scores = lengths(prompts, responses)
+        prompts.clear()  # what it does to its lists must not reach ours
+        responses.reverse()
+        return scores
+
+    prompts, responses = list(PROMPTS), list(RESPONSES)
+    assert score(reward, prompts, responses, batch_size=size) == LENGTHS
+    assert seen == calls
+    assert (prompts, responses) == (PROMPTS, RESPONSES)
+    assert score(reward, [], []) == [] and seen == calls
+
+
+def put(value, at):
+    """A reward that gives `value` where the response has `at` x's."""
+    return lambda p, r: [value if len(x) == 9 + at else 1.0 for x in r]
+
+
+@pytest.mark.parametrize(
+    "value, reason",
+    [
+        (float("nan"), "its score nan is not finite"),
+        (float("inf"), "its score inf is not finite"),
+        (-float("inf"), "its score -inf is not finite"),
+        (10**400, "is not finite"),
+        (np.float32("nan"), "its score nan is not finite"),
+        (torch.tensor(float("nan")), "its score nan is not finite"),
+        (None, "its score None is not a number"),
+        ("0.5", "its score '0.5' is not a number"),
+        (1j, "its score 1j is not a number"),
+        ([0.5], "its score [0.5] is not a number"),
+        (torch.tensor([0.5]), "its score tensor([0.5000]) is not a number"),
+    ],
+    ids=str,
+)
+def test_a_score_that_is_none_names_its_row(value, reason):
+    with pytest.raises(InputError) as error:
+        score(put(value, 6), PROMPTS, RESPONSES, batch_size=4)
+    line = one_line(error)
+    assert reason in line
+    assert "row 7 (prompt 'prompt 6', response 'response xxxxxx'): " in line
+    assert "put.<locals>.<lambda>" in line
+
+
+@pytest.mark.parametrize(
+    "returned, reason",
+    [
+        ([1.0, 2.0, 3.0], "it returns 3 scores for 4 rows"),
+        ([1.0] * 5, "it returns 5 scores for 4 rows"),
+        (np.ones(3), "it returns 3 scores for 4 rows"),
+        ([], "it returns 0 scores for 4 rows"),
+        (torch.ones(4, 1), "it returns shape (4, 1); a score a row is shape (4,)"),
+        (np.ones((1, 4)), "it returns shape (1, 4)"),
+        (torch.tensor(1.0), "it returns a Tensor, not a list"),
+        (1.0, "it returns a float, not a list"),
+        (None, "it returns a NoneType, not a list"),
+        ("1234", "it returns a str, not a list"),
+        ({0: 1.0, 1: 1.0, 2: 1.0, 3: 1.0}, "it returns a dict, not a list"),
+        ((x for x in [1.0] * 4), "it returns a generator, not a list"),
+    ],
+    ids=lambda x: type(x).__name__,
+)
+def test_another_shape_names_the_rows_of_the_call(returned, reason):
+    seen = []
+
+    def reward(prompts, responses):
+        seen.append(len(prompts))
+        return [1.0] * 4 if len(seen) == 1 else returned
+
+    with pytest.raises(InputError) as error:
+        score(reward, PROMPTS, RESPONSES, batch_size=4)
+    line = one_line(error)
+    assert reason in line and "rows 5 to 8 (prompt 'prompt 4', response 'response xxxx'): " in line
+    assert "test_another_shape_names_the_rows_of_the_call.<locals>.reward" in line
+
+
+def test_an_exception_names_the_row_that_raises_it():
+    def reward(prompts, responses):
+        return [1 / (len(response) - 14) for response in responses]
+
+    with pytest.raises(InputError) as error:
+        score(reward, PROMPTS, RESPONSES, batch_size=4)
+    line = one_line(error)
+    assert (
+        "row 6 (prompt 'prompt 5', response 'response xxxxx'): it raises ZeroDivisionError" in line
+    )
+    assert isinstance(error.value.__cause__, ZeroDivisionError)
+
+
+def test_an_exception_of_a_whole_batch_names_its_rows():
+    def reward(prompts, responses):
+        if len(prompts) > 1:
+            raise MemoryError
+        return [1.0]
+
+    with pytest.raises(InputError) as error:
+        score(reward, PROMPTS, RESPONSES)
+    assert "rows 1 to 10 (prompt 'prompt 0', response 'response '): it raises" in one_line(error)
+    assert one_line(error).endswith("MemoryError")
+
+
+def test_messages_stay_short_and_on_one_line():
+    def reward(prompts, responses):
+        raise RuntimeError("first\nsecond   line " + "and so on " * 100)
+
+    with pytest.raises(InputError) as error:
+        score(reward, ["p\n" * 500], ["r\n" * 500])
+    assert "it raises RuntimeError: first second line and so on" in one_line(error)
+
+
+def test_an_interrupt_is_not_an_error_of_the_function():
+    def reward(prompts, responses):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        score(reward, PROMPTS, RESPONSES)
+
+
+def test_lists_of_unequal_length_are_refused():
+    with pytest.raises(ValueError, match="do not fit"):
+        score(lengths, PROMPTS, RESPONSES[:-1])
+    with pytest.raises(ValueError, match="do not fit"):
+        score(lengths, PROMPTS, RESPONSES, batch_size=0)
+
+
+# --- module:function
+
+
+@pytest.fixture
+def module(tmp_path, monkeypatch):
+    """Writes a module into the current directory, which is not on sys.path."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [p for p in sys.path if p not in ("", str(tmp_path))])
+    known = set(sys.modules)
+
+    def write(text, name="my_rewards"):
+        (tmp_path / f"{name}.py").write_text(text, "utf-8")
+
+    yield write
+    for name in set(sys.modules) - known:
+        if name.startswith("my_"):
+            del sys.modules[name]
+
+
+def test_a_function_in_a_file_of_the_current_directory(module):
+    body = "def longer(prompts, responses):\n    return [scale * len(r) for r in responses]\n"
+    module(f"from my_other import scale\n{body}")
+    module("scale = 2\n", "my_other")
+    reward = load_reward("my_rewards:longer")
+    assert score(reward, PROMPTS, RESPONSES) == [2 * n for n in LENGTHS]
+    with pytest.raises(InputError, match="reward my_rewards:longer, row 2 "):
+        score(reward, ["p", "q"], ["r", None])
+
+
+def test_installed_modules_go_before_files_of_the_same_name(module):
+    module("def fsum(prompts, responses):\n    return []\n", "math")
+    import math
+
+    assert load_reward("math:fsum") is math.fsum
+    assert load_reward("os.path:join") is not None
+
+
+@pytest.mark.parametrize(
+    "spec, code, reason",
+    [
+        ("my_rewards", USAGE, "is not of the form module:function"),
+        ("my_rewards:", USAGE, "is not of the form module:function"),
+        (":f", USAGE, "is not of the form module:function"),
+        ("my_rewards.py:f", USAGE, "no path, no .py"),
+        ("./my_rewards:f", USAGE, "is not of the form module:function"),
+        ("my_rewards:f:g", USAGE, "is not of the form module:function"),
+        ("my_missing:f", NO_INPUT, "no module my_missing, neither installed nor in this directory"),
+        ("my_missing.deep:f", NO_INPUT, "no module my_missing, neither installed"),
+        ("my_rewards:lenght", NO_INPUT, "my_rewards has no lenght; did you mean length?"),
+        ("my_rewards:zzzzzz", NO_INPUT, "my_rewards has no zzzzzz"),
+        ("my_rewards:WEIGHT", USAGE, "WEIGHT is of type float, not a function"),
+        ("my_nested:f", NO_INPUT, "raises ModuleNotFoundError: No module named 'my'"),
+        ("my_importer:f", NO_INPUT, "raises ModuleNotFoundError: No module named 'my_absent'"),
+        ("my_broken:f", NO_INPUT, "importing my_broken raises SyntaxError"),
+        ("my_raising:f", NO_INPUT, "importing my_raising raises ValueError: two lines"),
+    ],
+)
+def test_what_cannot_be_loaded_says_why_in_one_line(module, spec, code, reason):
+    module("WEIGHT = 2.0\ndef length(prompts, responses):\n    return [1.0]\n")
+    module("import my_absent\n", "my_importer")
+    module("import my\n", "my_nested")
+    module("def f(:\n", "my_broken")
+    module("raise ValueError('two\\nlines')\n", "my_raising")
+    with pytest.raises(InputError) as error:
+        load_reward(spec)
+    assert reason in one_line(error) and spec in one_line(error)
+    assert error.value.exit_code == code
+
+
+# --- a trained model
+
+
+def make_scorer(family="llama", **more):
+    name, options = FAMILIES[family]
+    torch.manual_seed(0)
+    shape = models.SHAPE | options | dict(vocab_size=512, max_position_embeddings=256)
+    if "n_positions" in shape:
+        shape["n_positions"] = 256
+    config = AutoConfig.for_model(name, **(shape | dict(num_labels=1) | more))
+    model = AutoModelForSequenceClassification.from_config(config, dtype=torch.float64)
+    return model.train()  # ModelReward must see to eval mode itself
+
+
+def own_score(model, ids):
+    """As transformers gives it, for one sequence without padding."""
+    model.config.get_text_config().pad_token_id = None  # then it reads the last token
+    with torch.no_grad():
+        return model(torch.tensor([ids])).logits[0, 0].item()
+
+
+TEXTS = [
+    ("Question: how do I carry soup to the table? Answer:", " A bowl will do."),
+    ("The sea", " is blue."),
+    ("The newspaper says that the weather is fine,", " and the sea is blue and blue and blue."),
+    ("user: hello", " assistant: hello, how are you?"),
+]
+ENDS = [small_tokenizers.gpt2, small_tokenizers.llama, small_tokenizers.bert]
+
+
+def ids_of(tokenizer, prompt, response):
+    (row,) = encode_records([Record(prompt, response, None)], tokenizer).rows
+    return row.prompt + row.responses[0]
+
+
+@pytest.mark.parametrize("make_tokenizer", ENDS, ids=lambda make: make.__name__)
+@pytest.mark.parametrize("family", ["llama", "gpt2", "mistral with a window"])
+@pytest.mark.parametrize("layout", ["tree", "rectangle"])
+def test_scores_are_the_models_own_of_each_text_alone(make_tokenizer, family, layout):
+    """E1, E3, E4: with pad = eos, end tokens inside prompt and response, in any company."""
+    tokenizer = make_tokenizer()
+    end = tokenizer.eos_token
+    texts = TEXTS + [(f"She{end} sells", f" sea{end} shells"), (f"a{end}{end}", f" b{end}")]
+    prompts, responses = map(list, zip(*texts, strict=True))
+    with float64_throughout():
+        model = make_scorer(family)
+        reward = ModelReward(model, tokenizer, max_tokens=60, layout=layout)
+        scores = reward(prompts, responses)
+        alone = [own_score(model, ids_of(tokenizer, p, r)) for p, r in texts]
+        assert score(reward, prompts, responses, batch_size=2) == pytest.approx(alone, rel=1e-9)
+    assert len(set(alone)) == len(texts)
+    assert scores == pytest.approx(alone, rel=100 * TIGHT)
+    assert ids_of(tokenizer, *texts[-1]).count(tokenizer.eos_token_id) == 3  # none is added
+
+
+def test_an_empty_response_is_its_end_token_alone():
+    tokenizer = small_tokenizers.lower()  # drops dashes: the second response has no token either
+    with float64_throughout():
+        model = make_scorer()
+        reward = ModelReward(model, tokenizer)
+        scores = reward(["the sea", "the sea", "the sea"], ["", "-", " is"])
+        ids = tokenizer("the sea")["input_ids"] + [tokenizer.eos_token_id]
+        expected = own_score(model, ids)
+        assert reward(["the sea"], [""]) == pytest.approx([expected], rel=100 * TIGHT)
+    assert scores[:2] == pytest.approx([expected] * 2, rel=100 * TIGHT)
+    assert scores[2] != pytest.approx(expected, rel=1e-6)
+
+
+def test_a_long_text_keeps_its_start_as_in_training():
+    tokenizer = small_tokenizers.gpt2()
+    prompt, response = TEXTS[2]
+    ids = ids_of(tokenizer, prompt, response)
+    room = len(tokenizer(prompt)["input_ids"])
+    with float64_throughout():
+        model = make_scorer()
+        reward = ModelReward(model, tokenizer, max_length=room + 3)
+        expected = own_score(model, ids[: room + 3])
+        assert reward([prompt], [response]) == pytest.approx([expected], rel=100 * TIGHT)
+    reward = ModelReward(model, tokenizer, max_length=room)
+    with pytest.raises(InputError) as error:
+        score(reward, ["The sea", prompt], [" is", response])
+    assert "row 2 (prompt 'The newspaper says" in one_line(error)
+    assert f"no room for a response in max_length {room}" in one_line(error)
+
+
+def test_micro_batches_hold_what_max_tokens_allows():
+    tokenizer, model, sizes = small_tokenizers.gpt2(), make_scorer(), []
+    model.base_model.register_forward_hook(
+        lambda _, args, kwargs, out: sizes.append(kwargs["input_ids"].numel()), with_kwargs=True
+    )
+    prompts, responses = map(list, zip(*TEXTS, strict=True))
+    lengths = sorted(len(ids_of(tokenizer, p, r)) for p, r in TEXTS)
+    ModelReward(model, tokenizer, max_tokens=lengths[0] + lengths[1])(prompts, responses)
+    assert sizes == [lengths[0] + lengths[1], lengths[2], lengths[3]]
+    sizes.clear()
+    ModelReward(model, tokenizer)(prompts, responses)
+    assert sizes == [sum(lengths)]
+    assert ModelReward(model, tokenizer)([], []) == []
+
+
+def test_a_model_without_one_output_is_refused():
+    """E5: two outputs have no order, and would be taken for one silently."""
+    tokenizer = small_tokenizers.gpt2()
+    with pytest.raises(InputError) as error:
+        ModelReward(make_scorer(num_labels=2), tokenizer)
+    assert "LlamaForSequenceClassification has num_labels 2" in one_line(error)
+    assert error.value.exit_code == USAGE
+    config = AutoConfig.for_model("bert", **models.SHAPE, num_labels=1)
+    with pytest.raises(InputError) as error:
+        ModelReward(AutoModelForSequenceClassification.from_config(config), tokenizer)
+    assert "BertForSequenceClassification has no head `score`" in one_line(error)
+
+
+def test_dropout_is_off_and_no_graph_is_kept():
+    model = make_scorer("gpt2", resid_pdrop=0.5)
+    reward = ModelReward(model, small_tokenizers.gpt2())
+    assert reward(*zip(TEXTS[0])) == reward(*zip(TEXTS[0]))
+    assert not model.training
