@@ -24,6 +24,7 @@ here that is `--logp_reduction mean`, which also gives length-normalised DPO.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -60,8 +61,8 @@ class DPOConfig:
     """Directory or hub id of the reference model (default: the model as it is before training)."""
 
     def __post_init__(self) -> None:
-        if self.beta <= 0:
-            raise ValueError(f"--beta {self.beta} must be above 0")
+        if not 0 < self.beta < math.inf:
+            raise ValueError(f"--beta {self.beta} must be above 0 and finite")
         check_smoothing(self.label_smoothing, self.variant)
 
 

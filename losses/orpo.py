@@ -50,8 +50,8 @@ class ORPOConfig:
     """Its mean: over each pair and then over pairs (the paper), or over all tokens (TRL)."""
 
     def __post_init__(self) -> None:
-        if self.lam < 0:
-            raise ValueError(f"--lam {self.lam} must not be negative")
+        if not 0 <= self.lam < math.inf:
+            raise ValueError(f"--lam {self.lam} must not be negative, and finite")
 
 
 def log_odds(logp: Tensor) -> Tensor:

@@ -87,16 +87,20 @@ class PPOConfig:
     """Leave a rollout once policy/approxkl_avg is above this."""
 
     def __post_init__(self) -> None:
-        for name in ("rollout_size", "ppo_epochs", "max_new_tokens", "temperature"):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"--{name} {getattr(self, name)} must be above 0")
-        weights = ("kl_coef", "kl_loss_coef", "clip", "value_clip", "value_coef", "critic_warmup")
-        for name in weights:
-            if getattr(self, name) < 0:
-                raise ValueError(f"--{name} {getattr(self, name)} must not be negative")
-        for name in ("gamma", "lam", "top_p"):
+        sizes = ("rollout_size", "ppo_epochs", "max_new_tokens", "temperature", "kl_horizon")
+        weights = ("kl_coef", "kl_loss_coef", "value_coef", "critic_warmup", "missing_eos_penalty")
+        shares = ("gamma", "lam", "top_p")
+        for name in (*sizes, "clip", "value_clip", "kl_target", "score_clip", "target_kl"):
+            if getattr(self, name) is not None and not 0 < getattr(self, name) < math.inf:
+                raise ValueError(f"--{name} {getattr(self, name)} must be above 0 and finite")
+        for name in (*weights, "top_k"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise ValueError(f"--{name} {getattr(self, name)} must not be negative, and finite")
+        for name in shares:
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"--{name} {getattr(self, name)} must be between 0 and 1")
+        if self.top_p == 0:
+            raise ValueError("--top_p 0 leaves no token; 1 is off")
 
     @property
     def needs_reference(self) -> bool:

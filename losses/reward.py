@@ -13,6 +13,7 @@ fixes scores only up to a constant for each prompt; centring picks the constant.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from einops import rearrange
@@ -28,8 +29,8 @@ class RewardConfig:
     """Weight of the squared sum of the two scores, which keeps them around 0; 0.01 is usual."""
 
     def __post_init__(self) -> None:
-        if self.center_coef < 0:
-            raise ValueError(f"--center_coef {self.center_coef} must not be negative")
+        if not 0 <= self.center_coef < math.inf:
+            raise ValueError(f"--center_coef {self.center_coef} must not be negative, and finite")
 
 
 def reward_loss(

@@ -78,13 +78,14 @@ def _train(folder, flags, cwd, env, before, draw):
 
 def no_model():
     """Loading a model ends the test: what is wrong must be found before."""
-    import train
+    from runtime import prompt_source, row_source
 
     def load(*_, **__):
         raise AssertionError("the model was loaded")
 
-    for name in ("load_causal_lm", "load_scorer"):
-        setattr(train, name, load)
+    for module in (row_source, prompt_source):
+        for name in ("load_causal_lm", "load_scorer"):
+            setattr(module, name, load)
 
 
 # ---------------------------------------------------------------- what a run left
