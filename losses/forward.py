@@ -9,11 +9,12 @@ Shapes: N tokens, d hidden size, V vocabulary; R, L, S, T, M as in data/trees.py
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
+from torch.utils.checkpoint import checkpoint
 
 from data.trees import TreeBatch, tree_mask
 
@@ -68,6 +69,34 @@ def token_logprobs(
     with torch.autocast(device, enabled=False):
         arguments = (hidden, weight, targets, bias, temperature, chunk_size)
         return cast(Tensor, _TokenLogprobs.apply(*arguments))  # type: ignore[no-untyped-call]
+
+
+def token_entropy(
+    hidden: Tensor,
+    weight: Tensor,
+    *,
+    bias: Tensor | None = None,
+    temperature: float = 1.0,
+    chunk_size: int = CHUNK_SIZE,
+) -> Tensor:
+    """Entropy of softmax((hidden @ weight.T + bias) / temperature) for every token, in nats.
+
+    Shapes and dtypes as in `token_logprobs`, and as few logits: each chunk's are computed again in
+    backward.
+
+    Returns:
+        (N,) entropies, at least 0 and at most log V.
+    """
+
+    def chunk_entropy(part: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        logps = _logits(part, weight, bias, temperature).log_softmax(-1)
+        return -(logps.exp() * logps).sum(-1)
+
+    parts = [
+        cast(Tensor, checkpoint(chunk_entropy, part, weight, bias, use_reentrant=False))
+        for part in hidden.split(chunk_size)
+    ]
+    return torch.cat(parts)
 
 
 class _TokenLogprobs(torch.autograd.Function):
@@ -173,47 +202,68 @@ class Policy(nn.Module):
 
     def forward(self, batch: TreeBatch, temperature: float = 1.0) -> Tensor:
         """(S, T) log-probability of every response token of every sequence; 0 outside the mask."""
+        return self.with_entropy(batch, temperature, entropy=False)[0]
+
+    def with_entropy(
+        self, batch: TreeBatch, temperature: float, *, entropy: bool = True
+    ) -> tuple[Tensor, Tensor]:
+        """The log-probs, and (S, T) entropy of the distribution each token was drawn from."""
         inputs = model_inputs(self.model, batch)
+        entropies = None
         if self.fused:
             head = self.model.get_output_embeddings()
+            options: Any = {"bias": getattr(head, "bias", None), "temperature": temperature}
             hidden = self.model.base_model(**inputs).last_hidden_state.flatten(0, 1)  # (R L, d)
-            logps = token_logprobs(
-                hidden.index_select(0, batch.parents),
-                head.weight,
-                batch.targets,
-                bias=getattr(head, "bias", None),
-                temperature=temperature,
-            )
+            parents = hidden.index_select(0, batch.parents)
+            logps = token_logprobs(parents, head.weight, batch.targets, **options)
+            if entropy:
+                entropies = token_entropy(parents, head.weight, **options)
         else:
             logits = self.model(**inputs).logits.flatten(0, 1).index_select(0, batch.parents)
             logits = logits.to(_softmax_dtype(logits)) / temperature
-            logps = logits.log_softmax(-1).gather(1, batch.targets[:, None])[:, 0]
-        return batch.sequences(logps)
+            all_logps = logits.log_softmax(-1)  # (M, V)
+            logps = all_logps.gather(1, batch.targets[:, None])[:, 0]
+            if entropy:
+                entropies = -(all_logps.exp() * all_logps).sum(-1)
+        if entropies is None:
+            entropies = torch.zeros_like(logps)
+        return batch.sequences(logps), batch.sequences(entropies)
+
+
+class ActorCriticOutput(NamedTuple):
+    logps: Tensor  # (S, T)
+    values: Tensor  # (S, T) of the state before each token
+    after: Tensor  # (S,) value of the state after the last; 0 unless packed with leaves=True
+    entropies: Tensor  # (S, T); 0 unless asked for
 
 
 class ActorCritic(nn.Module):
     """A policy and a critic over the same batches: what PPO trains, as one module."""
 
-    def __init__(self, policy: Policy, critic: PreTrainedModel, *, temperature: float) -> None:
+    def __init__(
+        self,
+        policy: Policy,
+        critic: PreTrainedModel,
+        *,
+        temperature: float,
+        entropy: bool = False,
+    ) -> None:
         super().__init__()
         self.policy = policy
         self.critic = critic
         self.temperature = temperature
+        self.entropy = entropy
 
-    def forward(self, batch: TreeBatch) -> tuple[Tensor, Tensor, Tensor]:
-        """Log-probs and values, (S, T) each, and the value after the last token, (S,).
-
-        The value of token t is the critic's at the token before it, the state that t was chosen in.
-        The last is 0 unless the batch was packed with leaves=True.
-        """
-        logps = self.policy(batch, self.temperature)
+    def forward(self, batch: TreeBatch) -> ActorCriticOutput:
+        """The value of a token is the critic's at the token before: the state it was chosen in."""
+        logps, entropies = self.policy.with_entropy(batch, self.temperature, entropy=self.entropy)
         hidden = self.critic.base_model(**model_inputs(self.critic, batch)).last_hidden_state
         values = value_head(self.critic)(hidden.flatten(0, 1))[:, 0]  # (R L,)
         before = batch.sequences(values.index_select(0, batch.parents))
         after = torch.zeros_like(before[:, 0])
         if batch.leaves:
             after = values.index_select(0, batch.last)
-        return logps, before, after
+        return ActorCriticOutput(logps, before, after, entropies)
 
 
 def value_head(critic: PreTrainedModel) -> nn.Module:

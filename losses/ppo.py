@@ -4,7 +4,7 @@
 
     policy   -min( ratio_t A_t,  clip(ratio_t, 1-c, 1+c) A_t )
     value    ½ max( (V_θ - R)²,  (clip(V_θ, V_old-c, V_old+c) - R)² )
-    L(θ)     mean over response tokens of   policy + c_v value [+ β_KL k(π_θ, π_ref)]
+    L(θ)     mean over response tokens of   policy + c_v value [ - c_e entropy + β k2(π_θ, π_ref) ]
 
     A_t, R_t  advantage and return of token t (losses/advantages.py), fixed since the rollout
 
@@ -27,6 +27,7 @@ from torch import Tensor
 
 from losses.advantages import kl_estimate
 from losses.base import Loss, LossOutput, TreeBatch, check_same_shape, metric, tokens
+from losses.forward import ActorCriticOutput
 
 
 @dataclass(frozen=True)
@@ -81,6 +82,8 @@ class PPOConfig:
     """How far a value may go from its old one and still gain."""
     value_coef: float = 0.1
     """Weight of the value loss (N+: 0.1)."""
+    entropy_coef: float = 0.0
+    """Weight of an entropy bonus (none in InstructGPT)."""
     critic_warmup: int = 0
     """Rollouts in which only the critic learns."""
     target_kl: float | None = None
@@ -88,12 +91,12 @@ class PPOConfig:
 
     def __post_init__(self) -> None:
         sizes = ("rollout_size", "ppo_epochs", "max_new_tokens", "temperature", "kl_horizon")
-        weights = ("kl_coef", "kl_loss_coef", "value_coef", "critic_warmup", "missing_eos_penalty")
+        weights = ("kl_coef", "kl_loss_coef", "value_coef", "entropy_coef", "missing_eos_penalty")
         shares = ("gamma", "lam", "top_p")
         for name in (*sizes, "clip", "value_clip", "kl_target", "score_clip", "target_kl"):
             if getattr(self, name) is not None and not 0 < getattr(self, name) < math.inf:
                 raise ValueError(f"--{name} {getattr(self, name)} must be above 0 and finite")
-        for name in (*weights, "top_k"):
+        for name in (*weights, "top_k", "critic_warmup"):
             if not 0 <= getattr(self, name) < math.inf:
                 raise ValueError(f"--{name} {getattr(self, name)} must not be negative, and finite")
         for name in shares:
@@ -158,17 +161,15 @@ def ppo_value_loss(
     return 0.5 * torch.maximum((values - returns) ** 2, (clipped - returns) ** 2)
 
 
-def step(outputs: tuple[Tensor, Tensor, Tensor], batch: TreeBatch, config: PPOConfig) -> LossOutput:
+def step(outputs: ActorCriticOutput, batch: TreeBatch, config: PPOConfig) -> LossOutput:
     assert batch.trajectory is not None, "PPO needs a rollout in the batch"
-    (logps, values, _), old, mask = outputs, batch.trajectory, batch.mask
+    old, mask = batch.trajectory, batch.mask
+    logps, values, _, entropies = outputs
     policy_losses = ppo_policy_loss(logps, old.old_logps, old.advantages, mask, clip=config.clip)
     value_losses = ppo_value_loss(values, old.old_values, old.returns, mask, clip=config.value_clip)
     kl = torch.where(mask, kl_estimate(logps, old.ref_logps, kind="k2"), 0.0)
-    policy_weight = 0.0 if old.critic_only else 1.0
-    losses = (
-        policy_weight * (policy_losses + config.kl_loss_coef * kl)
-        + config.value_coef * value_losses
-    )
+    of_policy = policy_losses + config.kl_loss_coef * kl - config.entropy_coef * entropies
+    losses = (0.0 if old.critic_only else 1.0) * of_policy + config.value_coef * value_losses
 
     log_ratio = torch.where(mask, logps - old.old_logps, 0.0).detach()
     ratio = log_ratio.exp()
@@ -184,7 +185,8 @@ def step(outputs: tuple[Tensor, Tensor, Tensor], batch: TreeBatch, config: PPOCo
             "val/clipfrac_avg": metric(value_clipped, mask),
             "val/ratio": metric(ratio, mask),
             "val/ratio_minus_1_squared": metric((ratio - 1) ** 2, mask),
-        },
+        }
+        | ({"policy/entropy_avg": metric(entropies, mask)} if config.entropy_coef else {}),
     )
 
 

@@ -152,7 +152,7 @@ def look_back(rollouts: Rollouts, responses: Responses) -> Looked:
     for members in cover(lengths, 1, rollouts.max_tokens)[0]:
         part = [rows[i] for i in members]
         batch = pack(part, layout=rollouts.layout, leaves=bootstrap).to(device)
-        logps, values, last_values = rollouts.actor_critic(batch)
+        logps, values, last_values, _ = rollouts.actor_critic(batch)
         ref_logps = logps
         if rollouts.reference is not None:
             ref_logps = rollouts.reference(batch, rollouts.config.temperature)

@@ -107,7 +107,11 @@ class PromptSource:
             frozen = load_causal_lm(name, dtype=config.dtype, flag=flag).to(device)
             self.reference = choose_layout(frozen.requires_grad_(False), config.layout)[1]
         told = f"{config.model}, {parameters(self.model)}, {told}; reward {self.reward_name}"
-        return ActorCritic(policy, critic, temperature=self.ppo.temperature), told
+        ppo = self.ppo
+        module = ActorCritic(
+            policy, critic, temperature=ppo.temperature, entropy=ppo.entropy_coef > 0
+        )
+        return module, told
 
     def _reward(self) -> Reward:
         spec, config = self.ppo.reward, self.config

@@ -5,7 +5,12 @@ from contextlib import contextmanager
 
 import torch
 from torch.overrides import TorchFunctionMode
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    AutoModelForTokenClassification,
+)
 
 from data.encode import Row
 
@@ -50,6 +55,18 @@ def make_model(family="llama", dtype=torch.float64, seed=0, **more):
     torch.manual_seed(seed)
     config = AutoConfig.for_model(name, **(SHAPE | options | more))
     return AutoModelForCausalLM.from_config(config, dtype=dtype).eval()
+
+
+def make_head(kind, family="llama", dtype=torch.float64):
+    """An untrained sequence or token classifier with one output."""
+    name, options = FAMILIES.get(family, (family, {}))
+    torch.manual_seed(1)
+    config = AutoConfig.for_model(name, **(SHAPE | options | {"num_labels": 1}))
+    classes = {
+        "sequence": AutoModelForSequenceClassification,
+        "token": AutoModelForTokenClassification,
+    }
+    return classes[kind].from_config(config, dtype=dtype).eval()
 
 
 class _StayFloat64(TorchFunctionMode):

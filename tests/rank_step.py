@@ -9,11 +9,10 @@ sys.path[:0] = [str(HERE), str(HERE.parent)]
 
 import torch  # noqa: E402
 from accelerate import Accelerator  # noqa: E402
-from models import flat_grad, make_model  # noqa: E402
-from test_step import DTYPES, data_for  # noqa: E402
+from models import flat_grad  # noqa: E402
+from test_step import DTYPES, batch_for, data_for, module_for  # noqa: E402
 
 from losses import LOSSES  # noqa: E402
-from losses.forward import Policy  # noqa: E402
 from train import optimizer_step  # noqa: E402
 
 SHARES = {0: [[0, 1, 2], [3], [4]], 1: [[5, 6], [7], []]}
@@ -24,13 +23,13 @@ def main() -> None:
     assert accelerator.num_processes == 2
     for dtype in DTYPES:
         for name, loss in LOSSES.items():
-            model, data = make_model("gpt_neox", dtype), data_for(loss)
-            policy = accelerator.prepare(Policy(model))
+            module, data = module_for(loss, dtype=dtype), data_for(loss)
+            policy = accelerator.prepare(module)
             shares = SHARES[accelerator.process_index]
-            batches = [data.batch(members, accelerator.device) for members in shares]
+            batches = [batch_for(loss, data, members, dtype) for members in shares]
             units, metrics = optimizer_step(accelerator, policy, loss, loss.config(), batches)
             stem = f"{name}-{dtype}-{accelerator.process_index}"
-            torch.save(flat_grad(model), out / f"{stem}.pt")
+            torch.save(flat_grad(module), out / f"{stem}.pt")
             (out / f"{stem}.json").write_text(json.dumps({"units": units, "metrics": metrics}))
     accelerator.end_training()
 

@@ -3,14 +3,13 @@
 import json
 import math
 
-import models
 import pytest
 import torch
 from accelerate import Accelerator
-from models import FAMILIES, float64_throughout, make_rows, relative_error
+from models import FAMILIES, float64_throughout, make_head, make_rows, relative_error
 from runs import run
 from tolerances import TIGHT, loose
-from transformers import AutoConfig, AutoModelForSequenceClassification, pipeline
+from transformers import pipeline
 
 from data.encode import encode_records
 from data.pocket import heldout_rows
@@ -28,13 +27,6 @@ LOSS = LOSSES["reward"]
 WITH_SCORES = [family for family in FAMILIES if not family.startswith("phi, ")]
 
 
-def make_scorer(family="llama", dtype=torch.float64):
-    name, options = FAMILIES[family]
-    torch.manual_seed(0)
-    config = AutoConfig.for_model(name, **(models.SHAPE | options | {"num_labels": 1}))
-    return AutoModelForSequenceClassification.from_config(config, dtype=dtype).eval()
-
-
 def score_alone(model, ids):
     """The score as the model's own code gives it, for one sequence without padding."""
     model.config.get_text_config().pad_token_id = None  # then transformers reads the last token
@@ -49,7 +41,7 @@ def test_scores_are_the_models_own_of_each_sequence_alone(family, layout):
     rows[0].responses[0][0] = 2
     rows[1].prompt[0] = 2
     with float64_throughout():
-        model = make_scorer(family)
+        model = make_head("sequence", family)
         scores = Scorer(model)(pack(rows, layout=layout, leaves=True))
         alone = [score_alone(model, row.prompt + r) for row in rows for r in row.responses]
     assert relative_error(scores, torch.stack(alone)) < 100 * TIGHT
@@ -57,7 +49,7 @@ def test_scores_are_the_models_own_of_each_sequence_alone(family, layout):
 
 @pytest.mark.parametrize("family", WITH_SCORES)
 def test_every_family_is_given_trees(family):
-    model = make_scorer(family, torch.float32)
+    model = make_head("sequence", family, torch.float32)
     assert choose_layout(model, "auto", "score")[::2] == ("tree", "token trees")
 
 

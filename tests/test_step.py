@@ -11,11 +11,12 @@ from pathlib import Path
 import pytest
 import torch
 from accelerate import Accelerator
-from models import flat_grad, make_model, make_rows, relative_error
+from models import flat_grad, make_head, make_model, make_rows, relative_error
 from tolerances import LOOSE, TIGHT, loose
 
+from data.trees import Trajectory
 from losses import LOSSES
-from losses.forward import Policy
+from losses.forward import ActorCritic, Policy, Scorer
 from runtime.heldout import evaluate
 from runtime.inputs import Rows
 from train import optimizer_step
@@ -28,24 +29,50 @@ SPLITS = {
     "with an empty one": [[0, 1, 2, 3, 4, 5, 6, 7], []],
 }
 WHOLE = [[0, 1, 2, 3, 4, 5, 6, 7]]
+# An untrained scorer's gradients of chosen and rejected nearly cancel, and rounding does not.
+CANCELLING = {"reward": 4}
 DTYPES = {torch.float64: TIGHT, torch.float32: loose(torch.float32)}  # 1e-12 and 1e-6
+
+
+def module_for(loss, family="gpt_neox", dtype=torch.float64):
+    """What the loss trains, around tiny models."""
+    if loss.model == "score":
+        return Scorer(make_head("sequence", family, dtype))
+    policy = Policy(make_model(family, dtype))
+    if loss.model == "actor_critic":
+        return ActorCritic(policy, make_head("token", family, dtype), temperature=0.7)
+    return policy
 
 
 def data_for(loss, layout="tree"):
     """Eight rows of unequal lengths, with a reference that is not the policy."""
     rows = make_rows(8, responses=loss.branches, seed=11)
     reference = torch.linspace(-30, -10, 8 * loss.branches, dtype=torch.float64)
-    return Rows(rows, layout, reference.view(8, -1) if loss.needs_reference else None)
+    reference = reference.view(8, -1) if loss.needs_reference else None
+    return Rows(rows, layout, reference, loss.packing(loss.config()))
+
+
+def batch_for(loss, data, members, dtype=torch.float64):
+    """The rows as a batch; for PPO with a rollout's numbers, the same for a row in every batch."""
+    batch = data.batch(members, torch.device("cpu"))
+    if loss.model == "actor_critic":
+        draw = torch.Generator().manual_seed(5)
+        width = max(len(row.responses[0]) for row in data.rows)
+        shape = (5, len(data.rows), width)
+        numbers = torch.rand(shape, generator=draw, dtype=torch.float64).to(dtype) - 0.5
+        numbers[0] -= 4  # log-probs of about what an untrained model gives
+        everything = Trajectory(*numbers)
+        batch = replace(batch, trajectory=everything.of(members or [0], batch.mask.shape[1]))
+    return replace(batch, ref_logps=_cast(batch.ref_logps, dtype))
 
 
 def gradient(name, split, dtype=torch.float64, family="gpt_neox", layout="tree"):
     """(gradient, units, metrics) of one optimizer step over the micro-batches of `split`."""
     loss, accelerator = LOSSES[name], Accelerator(cpu=True)
-    model, data = make_model(family, dtype), data_for(loss, layout)
-    batches = [data.batch(members, torch.device("cpu")) for members in split]
-    batches = [replace(b, ref_logps=_cast(b.ref_logps, dtype)) for b in batches]
-    units, metrics = optimizer_step(accelerator, Policy(model), loss, loss.config(), batches)
-    return flat_grad(model), units, metrics
+    module, data = module_for(loss, family, dtype), data_for(loss, layout)
+    batches = [batch_for(loss, data, members, dtype) for members in split]
+    units, metrics = optimizer_step(accelerator, module, loss, loss.config(), batches)
+    return flat_grad(module), units, metrics
 
 
 def _cast(x, dtype):
@@ -58,7 +85,7 @@ def _cast(x, dtype):
 def test_micro_batches_do_not_change_the_gradient_or_the_metrics(name, split, dtype):
     whole, whole_units, whole_metrics = gradient(name, WHOLE, dtype)
     parts, units, metrics = gradient(name, SPLITS[split], dtype)
-    assert relative_error(parts, whole) < DTYPES[dtype]
+    assert relative_error(parts, whole) < DTYPES[dtype] * CANCELLING.get(name, 1)
     assert units == whole_units
     assert metrics == pytest.approx(whole_metrics, rel=LOOSE * DTYPES[dtype], abs=DTYPES[dtype])
 
@@ -85,23 +112,24 @@ def test_sft_divides_by_all_tokens_not_by_micro_batches():
 
 def test_the_gradient_is_that_of_the_mean_by_autograd():
     """The step's gradient against the loss written out: mean over pairs, one backward."""
-    loss, model = LOSSES["dpo"], make_model("gpt_neox")
-    batch = data_for(loss).batch(range(8), torch.device("cpu"))
-    (loss.step(Policy(model)(batch), batch, loss.config()).totals["pairs"] / 8).backward()
-    assert relative_error(gradient("dpo", SPLITS["5 + 3"])[0], flat_grad(model)) < TIGHT
+    loss = LOSSES["dpo"]
+    policy, batch = module_for(loss), batch_for(loss, data_for(loss), range(8))
+    (loss.step(policy(batch), batch, loss.config()).totals["pairs"] / 8).backward()
+    assert relative_error(gradient("dpo", SPLITS["5 + 3"])[0], flat_grad(policy)) < TIGHT
 
 
-@pytest.mark.parametrize("name", LOSSES)
+@pytest.mark.parametrize("name", [n for n in LOSSES if LOSSES[n].model != "actor_critic"])
 def test_evaluation_does_not_depend_on_how_it_is_cut(name):
     loss, accelerator = LOSSES[name], Accelerator(cpu=True)
     rows = make_rows(8, responses=2, seed=11)
     reference = torch.zeros(8, 2, dtype=torch.float64) if loss.needs_reference else None
-    data, policy = Rows(rows, "tree", reference), Policy(make_model("gpt_neox"))
+    data = Rows(rows, "tree", reference, loss.packing(loss.config()))
+    policy = module_for(loss)
     whole, alone = (
         evaluate(accelerator, policy, loss, loss.config(), data, budget) for budget in (10**6, 1)
     )
     assert alone == pytest.approx(whole, rel=100 * TIGHT)
-    assert 0 <= whole["accuracy"] <= 1 and 0 <= whole["accuracy_norm"] <= 1
+    assert 0 <= whole["accuracy"] <= 1
 
 
 # --- two ranks, over gloo ------------------------------------------------------------------------
@@ -132,7 +160,7 @@ def test_two_ranks_give_the_gradient_and_the_metrics_of_one(two_ranks, name, dty
     whole, units, metrics = gradient(name, WHOLE, dtype)
     for rank in range(2):
         found = torch.load(two_ranks / f"{name}-{dtype}-{rank}.pt", weights_only=True)
-        assert relative_error(found, whole) < DTYPES[dtype]
+        assert relative_error(found, whole) < DTYPES[dtype] * CANCELLING.get(name, 1)
         told = json.loads((two_ranks / f"{name}-{dtype}-{rank}.json").read_text())
         assert told["units"] == units
         assert told["metrics"] == pytest.approx(
