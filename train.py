@@ -152,6 +152,7 @@ def train(args: Args, accelerator: Accelerator, directory: RunDirectory) -> None
             "data": source.data,
             "steps": source.steps,
             "model": told,
+            "layout": source.layout,
             "processes": accelerator.num_processes,
             "versions": versions(),
         }

@@ -3,7 +3,7 @@
 In the order of the code below:
 
     1. sample       a response to each prompt, with the weights as they are
-    2. score        the reward of every response; clip, normalise, penalise missing ends
+    2. score        the reward of every response; normalise, clip, penalise missing ends
     3. look back    log-probs of policy and reference, and values, by the training forward
     4. rewards      -β KL on every token, and the score on the last real one
     5. advantages   GAE, whitened over all ranks
@@ -29,7 +29,7 @@ from data.batches import cover
 from data.encode import Row
 from data.trees import Layout, Trajectory, pack, tree_tokens
 from losses.advantages import KLKind, gae, kl_estimate, masked_whiten
-from losses.base import Metric, masked_sum, metric
+from losses.base import Metric, masked_sum, metric, wide
 from losses.ppo import PPOConfig
 from rollout.sample import Sampled, Sampling, sample
 from rollout.score import Reward, score
@@ -116,7 +116,7 @@ def respond(
         rows,
         asked,
         texts,
-        torch.tensor(scores, device=device),
+        torch.tensor(scores, dtype=wide(device), device=device),
         torch.tensor([s.finished for s in sampled], device=device),
     )
 
@@ -171,7 +171,7 @@ def look_back(rollouts: Rollouts, responses: Responses) -> Looked:
 def shape_scores(
     scores: Tensor, finished: Tensor, config: PPOConfig, state: RolloutState
 ) -> Tensor:
-    """The rest of step 2: clip, normalise by what has been seen, penalise a missing end."""
+    """The rest of step 2: normalise by what has been seen, clip, penalise a missing end."""
     if config.score_norm:
         deviation = math.sqrt(state.score_m2 / max(state.scores_seen, 1.0))
         scores = (scores - state.score_mean) / max(deviation, 1e-8)
@@ -224,7 +224,7 @@ def rollout(
     logps, values, ref_logps, mask, after = look_back(rollouts, responses)
 
     if config.score_norm:
-        everyone = accelerator.gather(responses.scores).double()
+        everyone = accelerator.gather(responses.scores)
         spread = ((everyone - everyone.mean()) ** 2).sum().item()
         update_moments(state, len(everyone), everyone.mean().item(), spread)
     scores = shape_scores(responses.scores, responses.finished, config, state)
@@ -241,10 +241,12 @@ def rollout(
     if config.whiten_advantages:
         advantages = whiten_everywhere(accelerator, advantages, mask)
 
-    kl = masked_sum(logps - ref_logps, mask)  # k1 a response, whatever the reward uses
+    about_kl = {}
+    if rollouts.reference is not None:  # k1 a response, whatever the reward uses
+        about_kl["objective/kl"] = metric(masked_sum(logps - ref_logps, mask))
     state.metrics = rollouts.reduce(
-        {
-            "objective/kl": metric(kl),
+        about_kl
+        | {
             "objective/entropy": metric(masked_sum(-logps, mask)),
             "objective/non_score_reward": metric(-penalty),
             "objective/rlhf_reward": metric(scores - penalty),

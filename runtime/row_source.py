@@ -74,7 +74,7 @@ class RowSource:
         model.to(self.accelerator.device)
         layout, policy, told = choose_layout(model, config.layout, kind)
         self.train, self.heldout = (replace(r, layout=layout) for r in (self.train, self.heldout))
-        self.model = model
+        self.model, self.layout = model, layout
         return policy, f"{config.model}, {parameters(model)}, {told}"
 
     def start(self, policy: nn.Module, directory: Path) -> None:

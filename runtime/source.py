@@ -9,7 +9,7 @@ from typing import Any, Protocol
 from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from data.trees import TreeBatch
+from data.trees import Layout, TreeBatch
 
 
 class Source(Protocol):
@@ -17,6 +17,7 @@ class Source(Protocol):
 
     tokenizer: PreTrainedTokenizerBase
     model: PreTrainedModel  # what final/ will hold
+    layout: Layout  # of its batches, once loaded
     steps: int  # optimizer steps planned
     data: str  # one line on where the data is from
     told: list[str]  # what to tell the user before any weight is loaded

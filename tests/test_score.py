@@ -1,5 +1,6 @@
 """Rewards: a user's function, checked row by row, and a trained reward model."""
 
+import os
 import sys
 from functools import partial
 
@@ -219,11 +220,10 @@ def test_a_function_in_a_file_of_the_current_directory(module):
 
 
 def test_installed_modules_go_before_files_of_the_same_name(module):
-    module("def fsum(prompts, responses):\n    return []\n", "math")
-    import math
-
-    assert load_reward("math:fsum") is math.fsum
-    assert load_reward("os.path:join") is not None
+    module("", "colorsys")
+    sys.modules.pop("colorsys", None)
+    assert load_reward("colorsys:rgb_to_hsv")(0, 0, 0) == (0, 0, 0)
+    assert load_reward("os.path:join") is os.path.join
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,292 @@
+"""A rollout: what it samples, what every token of it was worth, and what it says of itself."""
+
+from dataclasses import replace
+from math import isfinite
+from statistics import fmean, pstdev, pvariance
+
+import pytest
+import torch
+from models import make_head
+from rollouts import (
+    SMALL,
+    THROUGH_A_MODEL,
+    PositionCritic,
+    by_hand,
+    by_numbers,
+    make_policy,
+    make_rollouts,
+    prompts_of,
+    shaped,
+    train,
+)
+from tolerances import TIGHT, loose
+
+from losses.forward import value_head
+from losses.ppo import PPOConfig
+from rollout import experience
+from rollout.experience import RolloutState, rollout, shape_scores, token_rewards, update_moments
+
+RATIO = 10 * loose(torch.float32)  # just below 1e-5
+BARE = replace(SMALL, whiten_advantages=False, kl_coef=0.0)
+AWAY = dict(rel=THROUGH_A_MODEL, abs=THROUGH_A_MODEL)
+
+
+def roll(config=SMALL, count=16, state=None, number=0, **options):
+    """(rollouts, rows, trajectory, metrics) of one rollout, the critic telling positions."""
+    options = {"critic": PositionCritic(make_policy())} | options
+    made = make_rollouts(config, **options)
+    state = state or RolloutState(kl_coef=config.kl_coef)
+    rows, trajectory = rollout(made, prompts_of(count), range(count), number, state)
+    return made, rows, trajectory, state.metrics
+
+
+def ragged(rows, values):
+    """What (S, T) values hold of each response; nothing else of them may differ from 0."""
+    parts = [row[: len(r.responses[0])].tolist() for row, r in zip(values, rows, strict=True)]
+    assert values.abs().sum().item() == pytest.approx(sum(abs(x) for part in parts for x in part))
+    return parts
+
+
+def close(actual, expected, bound=THROUGH_A_MODEL):
+    """Ragged lists of one shape, as vectors."""
+    assert list(map(len, actual)) == list(map(len, expected))
+    actual, expected = (torch.tensor(sum(x, []), dtype=torch.float64) for x in (actual, expected))
+    assert ((actual - expected).norm() / expected.norm()).item() < bound
+
+
+# --- before any update ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("layout", ["tree", "rectangle"])
+@pytest.mark.parametrize("temperature", [1.0, 0.7])
+def test_before_any_update_the_ratio_is_1_in_every_mini_batch(temperature, layout):
+    """F1, F2, F5, I3: rate 0, all epochs of two rollouts; cut into other batches than looked at."""
+    config = replace(SMALL, temperature=temperature, top_k=5)
+    options = dict(reference=0, dtype=torch.float32, layout=layout, max_tokens=30)
+    run = train(config, rate=0.0, **options)
+    assert len(run.steps) == 8
+    for step in run.steps:
+        for batch in step.batches:
+            log_ratio = run.module(batch).logps - batch.trajectory.old_logps
+            assert (log_ratio[batch.mask].exp() - 1).abs().max() < RATIO
+        told = step.metrics
+        assert abs(told["val/ratio"] - 1) < RATIO and told["policy/clipfrac_avg"] == 0
+        assert 0 <= told["policy/approxkl_avg"] < RATIO**2
+    assert [told["objective/kl"] for told in run.told] == [0.0, 0.0]
+    lengths = {len(row.responses[0]) for rows, _ in run.rollouts for row in rows}
+    assert {1, config.max_new_tokens} <= lengths  # nothing is made to go on, or to end
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.7])
+def test_log_probs_of_the_sampler_are_those_of_the_training_forward(monkeypatch, temperature):
+    """F1, F2: also with top-k, which decides only what is drawn (F3)."""
+    sampled = []
+
+    def recorded(*args, **options):
+        sampled.extend(sample(*args, **options))
+        return sampled
+
+    sample = experience.sample
+    monkeypatch.setattr(experience, "sample", recorded)
+    config = replace(SMALL, temperature=temperature, top_k=4)
+    made, rows, trajectory, _ = roll(config)
+    old = ragged(rows, trajectory.old_logps)
+    close([one.logps for one in sampled], old)
+    close(old, by_hand(made, rows, kl_coef=0.05).logps)
+
+
+# --- what a token was worth ----------------------------------------------------------------------
+
+GAE = {
+    "default": {},
+    "k2": dict(kl_estimator="k2"),
+    "k3": dict(kl_estimator="k3", kl_coef=0.5),
+    "without KL": dict(kl_coef=0.0),
+    "discounted": dict(gamma=0.9, lam=0.8),
+    "no bootstrapping at all": dict(gamma=1.0, lam=1.0),
+    "one step": dict(lam=0.0),
+    "a cut response goes on": dict(truncation="bootstrap", gamma=0.95),
+    "a cut response is punished": dict(missing_eos_penalty=1.0),
+    "clipped scores": dict(score_clip=0.25, missing_eos_penalty=1.0),
+    "normalised scores": dict(score_norm=True),
+    "normalised, then clipped": dict(score_norm=True, score_clip=1.0, missing_eos_penalty=0.5),
+    "whitened rewards": dict(whiten_rewards=True),
+    "whitened rewards, bootstrap": dict(whiten_rewards=True, truncation="bootstrap"),
+    "at a temperature": dict(temperature=0.8, kl_coef=0.3),
+}
+
+
+@pytest.mark.parametrize("whiten", [False, True], ids=["bare", "whitened"])
+@pytest.mark.parametrize("options", GAE.values(), ids=GAE)
+def test_advantages_are_the_double_sum(options, whiten):
+    """E12, G1, G2, G3, G4, G5, G8, G15: sampled, scored and looked back at, on ragged rows."""
+    config = replace(SMALL, whiten_advantages=whiten, **options)
+    made, rows, trajectory, _ = roll(config)
+    assert {len(row.responses[0]) for row in rows} >= {1, 2, 6}
+    assert {row.ends[0] for row in rows} == {True, False}
+    assert all(row.ends[0] == (row.responses[0][-1] == 2) for row in rows)
+    hand = by_hand(made, rows, kl_coef=config.kl_coef)
+    assert 0.0 in hand.raw
+    values = [[len(r.prompt) + t - 1 for t in range(len(r.responses[0]))] for r in rows]
+    assert ragged(rows, trajectory.old_values) == values
+    close(ragged(rows, trajectory.advantages), hand.advantages)
+    close(ragged(rows, trajectory.returns), hand.returns)
+
+
+@pytest.mark.parametrize("max_tokens", [1, 30])
+@pytest.mark.parametrize("layout", ["tree", "rectangle"])
+def test_a_rollout_does_not_depend_on_how_it_is_cut(layout, max_tokens):
+    """F6, F11, G3, I2: padding, company and number of micro-batches."""
+    config = replace(SMALL, truncation="bootstrap")
+    options = dict(critic=make_head("token", "gpt_neox"))
+    _, rows, whole, told = roll(config, **options)
+    _, same, cut, told_cut = roll(config, layout=layout, max_tokens=max_tokens, **options)
+    assert rows == same
+    for name in ("old_logps", "old_values", "ref_logps", "advantages", "returns"):
+        close(ragged(rows, getattr(cut, name)), ragged(rows, getattr(whole, name)))
+    assert told_cut == pytest.approx(told, **AWAY)
+
+
+def test_the_score_is_on_the_last_real_token_of_every_response():
+    """G1: values 0, reward 1: the advantage of the last token is 1 and not λ, padded or not."""
+    ones = dict(reward=lambda prompts, responses: [1.0] * len(prompts))
+    critic = make_head("token", "gpt_neox")
+    for parameter in value_head(critic).parameters():
+        parameter.data.zero_()
+    _, rows, trajectory, _ = roll(BARE, critic=critic, **ones)
+    for row, advantages in zip(rows, ragged(rows, trajectory.advantages), strict=True):
+        length = len(row.responses[0])
+        assert advantages == pytest.approx([0.95 ** (length - 1 - t) for t in range(length)])
+        assert advantages[-1] == 1.0
+
+
+def test_what_stands_under_the_mask_never_counts():
+    """G3, I1: NaN where there is no token reaches no reward."""
+    mask = torch.tensor([[True, True, False], [True, False, False]])
+    bad = torch.where(mask, -1.0, float("nan"))
+    rewards = token_rewards(torch.tensor([2.0, 3.0]), bad, bad * 2, mask, kl_coef=0.5, kind="k1")
+    assert rewards.tolist() == [[-0.5, 1.5, 0.0], [2.5, 0.0, 0.0]]
+
+
+def test_whitened_rewards_keep_their_mean_and_change_their_scale():
+    """G8: a flag that does something, and not what centring would."""
+    made, rows, _, _ = roll(BARE)
+    hand = by_hand(made, rows, kl_coef=0.0)
+    plain = [r for row in hand.rewards for r in row]
+    rewards, mask = torch.tensor(plain)[None], torch.ones(1, len(plain), dtype=torch.bool)
+    scaled = experience.whiten_everywhere(made.accelerator, rewards, mask, shift_mean=False)[0]
+    assert fmean(scaled.tolist()) == pytest.approx(fmean(plain), abs=loose(torch.float32))
+    assert pvariance(scaled.tolist()) == pytest.approx(1, rel=loose(torch.float32))
+
+
+# --- scores --------------------------------------------------------------------------------------
+
+
+def test_running_moments_are_those_of_all_scores_seen():
+    """E11, G14: over three rollouts, each normalised by what had been seen by then, itself too."""
+    config, past = replace(SMALL, score_norm=True), []
+    state = RolloutState(kl_coef=config.kl_coef)
+    for number in range(3):
+        made, rows, trajectory, _ = roll(config, state=state, number=number)
+        hand = by_hand(made, rows, kl_coef=config.kl_coef, past=past)
+        close(ragged(rows, trajectory.advantages), hand.advantages)
+        past += hand.raw
+        assert state.scores_seen == len(past)
+        assert state.score_mean == pytest.approx(fmean(past), rel=TIGHT)
+        assert state.score_m2 == pytest.approx(pvariance(past) * len(past), rel=TIGHT)
+
+
+def test_running_moments_do_not_cancel_far_from_zero():
+    state, scores = RolloutState(0.0), [1e9 + i % 7 for i in range(70)]
+    for start in range(0, 70, 10):
+        part = scores[start : start + 10]
+        update_moments(state, 10, fmean(part), pvariance(part) * 10)
+    assert state.score_m2 / 70 == pytest.approx(pvariance(scores), rel=1e-6)
+
+
+def test_scores_that_are_all_alike_stay_finite_when_normalised():
+    """G14: a standard deviation of 0."""
+    same = dict(reward=lambda prompts, responses: [0.1] * len(prompts))
+    _, _, trajectory, told = roll(replace(SMALL, score_norm=True), **same)
+    assert trajectory.advantages.isfinite().all() and all(map(isfinite, told.values()))
+    assert told["objective/rlhf_reward"] == pytest.approx(told["objective/non_score_reward"])
+
+
+def test_scores_keep_the_digits_that_the_reward_gave_them():
+    made = make_rollouts(reward=lambda prompts, responses: [0.1] * len(prompts))
+    responses = experience.respond(made, prompts_of(3), range(3), 0)
+    assert responses.scores.tolist() == [0.1, 0.1, 0.1]
+
+
+def test_a_missing_end_costs_what_it_is_told_to_and_only_where_it_is_missing():
+    """G2: judged by the stop token that sampling obeys; after clipping, so that it always shows."""
+    scores, ended = torch.tensor([3.0, 3.0, 0.5]), torch.tensor([True, False, False])
+    config = PPOConfig(score_clip=1.0, missing_eos_penalty=2.0)
+    found = shape_scores(scores, ended, config, RolloutState(0.0))
+    assert found.tolist() == shaped(config, [3.0, 3.0, 0.5], ended.tolist(), ()) == [1, -1, -1.5]
+
+
+# --- the KL controller ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("target, moves", [(1e-3, 1), (1e3, -1)])
+def test_the_kl_coefficient_is_steered_by_zieglers_rule(target, moves):
+    """β ← β (1 + clip(KL / target - 1, ±0.2) n / horizon); the rollout itself has the old one."""
+    config = replace(SMALL, kl_target=target, kl_horizon=100)
+    state = RolloutState(kl_coef=0.3)
+    for number in range(2):
+        before = state.kl_coef
+        made, rows, _, told = roll(config, state=state, number=number)
+        kl = fmean(by_hand(made, rows, kl_coef=before).kl)
+        error = max(-0.2, min(kl / target - 1, 0.2))
+        assert told["objective/kl_coef"] == before
+        assert state.kl_coef == pytest.approx(before * (1 + error * 8 / 100), rel=THROUGH_A_MODEL)
+        assert (state.kl_coef - before) * moves > 0
+
+
+def test_near_its_target_the_controller_moves_in_proportion():
+    _, _, _, told = roll()
+    kl = told["objective/kl"]
+    state = RolloutState(kl_coef=0.3)
+    roll(replace(SMALL, kl_target=kl / 1.1, kl_horizon=8), state=state)
+    assert state.kl_coef == pytest.approx(0.3 * 1.1, rel=THROUGH_A_MODEL)
+
+
+# --- what a rollout says of itself ---------------------------------------------------------------
+
+
+def test_objective_metrics_are_means_over_responses_of_what_the_names_say():
+    """I1, I2: the entropy is the sum of -log p, padding not counted."""
+    config = replace(SMALL, missing_eos_penalty=1.0, kl_coef=0.2, kl_estimator="k3")
+    made, rows, _, told = roll(config)
+    hand = by_hand(made, rows, kl_coef=0.2)
+    penalties = [sum(r) - s for r, s in zip(hand.rewards, hand.scores, strict=True)]
+    ended, lengths = [row.ends[0] for row in rows], [len(row.responses[0]) for row in rows]
+    assert told == pytest.approx(
+        {
+            "objective/kl": fmean(hand.kl),
+            "objective/entropy": fmean(-sum(logps) for logps in hand.logps),
+            "objective/non_score_reward": fmean(penalties),
+            "objective/rlhf_reward": fmean(map(sum, hand.rewards)),
+            "objective/scores": fmean(hand.raw),
+            "objective/kl_coef": 0.2,
+            "val/num_eos_tokens": fmean(ended),
+            "rollout/truncated": 1 - fmean(ended),
+            "rollout/response_length": fmean(lengths),
+        },
+        **AWAY,
+    )
+
+
+def test_without_a_reference_nothing_is_said_of_a_kl():
+    """H7: both coefficients 0: the same rollout as with a reference, and no KL of 0 in the log."""
+    _, rows, without, told = roll(BARE, reference=None)
+    _, same, beside, told_beside = roll(BARE)
+    assert rows == same and torch.equal(without.advantages, beside.advantages)
+    assert "objective/kl" not in told and told_beside["objective/kl"] != 0
+    assert told.items() <= told_beside.items()
+
+
+def test_scores_differ_enough_for_these_tests_to_see():
+    scores = by_numbers([], [str(i) for i in range(40)])
+    assert pstdev(scores) > 0.3 and set(scores) == {-0.5, -0.25, 0.0, 0.25, 0.5}
