@@ -81,7 +81,10 @@ On the held-out rows:
 class Progress:
     """A bar on a terminal; elsewhere a plain line now and then, so that logs stay readable."""
 
-    SHOWN = ("loss", "rewards/margins", "eval/loss", "eval/accuracy")
+    SHOWN = (
+        *("loss", "rewards/margins", "objective/scores", "objective/kl"),
+        *("eval/loss", "eval/accuracy", "eval/reward"),
+    )
 
     def __init__(self, steps: int, loss: str, *, enabled: bool) -> None:
         self.steps, self.enabled = steps, enabled
@@ -124,6 +127,21 @@ def draw_curves(metrics: Path, picture: Path, title: str) -> None:
             "log-probability of the response",
             [("logps/chosen", "chosen"), ("logps/rejected", "rejected")],
             "nats, summed over tokens",
+        ),
+        (
+            "score of the sampled responses",
+            [("objective/scores", "training prompts"), ("eval/reward", "held-out prompts")],
+            "score",
+        ),
+        (
+            "KL to the reference, per response",
+            [("objective/kl", "training prompts"), ("eval/kl", "held-out prompts")],
+            "nats",
+        ),
+        (
+            "policy against the rollout's",
+            [("policy/approxkl_avg", "approximate KL"), ("policy/clipfrac_avg", "clipped share")],
+            "mean over tokens",
         ),
         ("gradient norm", [("grad_norm", "before clipping")], "L2 norm"),
         ("learning rate", [("learning_rate", "learning rate")], "per step"),
