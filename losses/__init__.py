@@ -8,7 +8,7 @@ from losses import dpo, orpo, ppo, reward, sft
 from losses.advantages import gae, kl_estimate, masked_whiten
 from losses.base import Loss, LossOutput, masked_mean, masked_sum
 from losses.dpo import dpo_loss
-from losses.forward import token_logprobs
+from losses.logprobs import token_logprobs
 from losses.orpo import log_odds, orpo_loss
 from losses.ppo import ppo_policy_loss, ppo_value_loss
 from losses.reward import reward_loss

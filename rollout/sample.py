@@ -178,7 +178,7 @@ def draw(logits: Tensor, sampling: Sampling, uniform: Tensor) -> tuple[Tensor, T
     """(g,) a token of each row, and its log-probability over the whole vocabulary.
 
     Args:
-        logits: (g, V); bfloat16 and float16 are taken to float32 first, as in losses/forward.py.
+        logits: (g, V); bfloat16 and float16 are taken to float32 first, as in losses/logprobs.py.
         uniform: (g,) in [0, 1): the token is the first at which the CDF is above it.
     """
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32)) / sampling.temperature

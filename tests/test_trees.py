@@ -8,7 +8,8 @@ from tolerances import TIGHT
 from data.encode import Row
 from data.trees import ROW_TOKENS, pack, shared_length, tree_mask, tree_tokens
 from losses.base import masked_sum
-from losses.forward import Policy, token_logprobs
+from losses.forward import Policy
+from losses.logprobs import token_logprobs
 from runtime.layout import choose_layout
 
 # A forward and backward through three layers is some hundred roundings of what TIGHT allows one.
