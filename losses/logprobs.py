@@ -164,6 +164,7 @@ class _TokenLogprobs(torch.autograd.Function):
 
 
 def softmax_dtype(x: Tensor) -> torch.dtype:
+    """float32 for 16-bit inputs, else their own."""
     return torch.float32 if x.dtype in (torch.bfloat16, torch.float16) else x.dtype
 
 

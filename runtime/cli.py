@@ -15,7 +15,7 @@ import sys
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import MISSING, dataclass, field, make_dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 import tyro
 import yaml
@@ -190,18 +190,22 @@ def _tyro(
     members = []
     for flag in flags:
         kind = Literal[tuple(names)] if flag.name == "loss" else flag.type
-        hint = None if flag.default is not None else ""  # "(default: None)" would help nobody
-        kind = Annotated[kind, tyro.conf.arg(help=flag.help, help_behavior_hint=hint)]
+        if flag.default is None:  # "{None}|INT (default: None)" would help nobody
+            metavar = next(t.__name__.upper() for t in get_args(kind) if t is not type(None))
+            about = tyro.conf.arg(help=flag.help, help_behavior_hint="", metavar=metavar)
+        else:
+            about = tyro.conf.arg(help=flag.help)
+        kind = Annotated[kind, about]
         default = {} if flag.default is MISSING else {"default": flag.default}
         members.append((flag.name, kind, field(kw_only=True, **default)))
-    about = f"Train with {loss}." if loss else "Add --loss NAME to see that loss's own flags too."
+    title = f"Train with {loss}." if loss else "Add --loss NAME to see that loss's own flags too."
     said = io.StringIO()
     try:
         with contextlib.redirect_stderr(said):
             parsed: tuple[Any, list[str]] = tyro.cli(
                 make_dataclass("Flags", members),
                 prog="train.py",
-                description=about,
+                description=title,
                 args=argv,
                 return_unknown_args=True,
                 use_underscores=True,

@@ -160,7 +160,7 @@ class PromptSource:
     def after_step(self, metrics: dict[str, float]) -> dict[str, float]:
         self.state.last_step = metrics
         told, self.state.metrics = self.state.metrics, {}
-        return told
+        return told | {"val/ratio_var": ratio_variance(metrics)}
 
     def evaluate(self) -> dict[str, float]:
         """Sampled with the same random numbers every time, at the training temperature."""
@@ -188,6 +188,11 @@ class PromptSource:
             )
         ][:SHOWN_SAMPLES]
         return self._reduce(metrics)
+
+
+def ratio_variance(metrics: dict[str, float]) -> float:
+    """Variance of the ratio over all tokens of a step, from the moments about 1 that add up."""
+    return max(metrics["val/ratio_minus_1_squared"] - (metrics["val/ratio"] - 1) ** 2, 0.0)
 
 
 def _pocket_reward(prompts: list[str], responses: list[str]) -> list[float]:
