@@ -12,6 +12,7 @@ import argparse
 import json
 import os
 import platform
+import re
 import statistics
 import subprocess
 from pathlib import Path
@@ -35,7 +36,8 @@ def read_run(directory: Path) -> dict[str, Any]:
         "model": Path(train["model"]).name,
         "data": Path(train["data"]).name,
         "seed": train["seed"],
-        "command": config["command"],
+        # where things lay on that machine is nobody's business
+        "command": re.sub(r"(?<=\s)[~./]*/\S*/", "", config["command"]),
         "steps": summary["steps"],
         "rows": summary["rows"],
         "seconds": round(summary["seconds"], 1),
