@@ -163,8 +163,20 @@ def train(args: Args, accelerator: Accelerator, directory: RunDirectory) -> None
 
     # ---- the loop
     progress = Progress(source.steps, loss.name, enabled=accelerator.is_main_process)
-    step = tokens = bad_steps = 0
+    step = evaluated = tokens = bad_steps = 0
     loop_began, evaluating = time.perf_counter(), 0.0
+
+    def evaluate() -> dict[str, float]:
+        nonlocal evaluated, evaluating
+        clock = time.perf_counter()
+        history.append(source.evaluate())
+        evaluated, evaluating = step, evaluating + time.perf_counter() - clock
+        found = eval_record(history[-1])
+        directory.log({"step": step} | found)
+        directory.log_samples(step, source.samples)
+        accelerator.log(found, step=step)
+        return found
+
     for step, batches in enumerate(source.batches(), start=1):
         rate = learning_rate(step, source.steps, config)
         for group in optimizer.param_groups:
@@ -198,14 +210,11 @@ def train(args: Args, accelerator: Accelerator, directory: RunDirectory) -> None
         directory.log(record)
         accelerator.log(record, step=step)
         if config.eval_every and step % config.eval_every == 0 or step == source.steps:
-            clock = time.perf_counter()
-            history.append(source.evaluate())
-            evaluating += time.perf_counter() - clock
-            record |= eval_record(history[-1])
-            directory.log({"step": step} | eval_record(history[-1]))
-            directory.log_samples(step, source.samples)
-            accelerator.log(eval_record(history[-1]), step=step)
+            record |= evaluate()
         progress.show(step, record)
+    progress.close()
+    if evaluated < step:  # the source had fewer steps than planned: PPO's --target_kl
+        evaluate()
 
     # ---- what is left behind
     check_finite(history[-1], f"after step {step}; try a lower --learning_rate")

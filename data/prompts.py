@@ -2,68 +2,84 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from data.encode import encode_records
 from data.errors import InputError
 from data.records import hold_out
-from data.rows import Record, Text
+from data.rows import COMPLETION, Record, make_record
 from data.sources import Part, open_source
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+STAND_IN = " a"  # where a record needs a response
+MOST_HELD_OUT = 500
 
-def load_prompts(source: str, seed: int) -> tuple[list[Text], list[Text], str]:
-    """(prompts to sample for, held-out prompts, one line on where they are from), all distinct.
 
-    Held out is the source's own validation part, or a tenth of the prompts.
+def load_prompts(
+    source: str,
+    seed: int,
+    *,
+    eval_data: str | None = None,
+    columns: Mapping[str, str] | None = None,
+) -> tuple[list[Record], list[Record], str]:
+    """(prompts to sample for, held-out prompts, one line on where they are from).
+
+    Each comes once, as a record whose response is only there to stand for one. Held out are the
+    prompts of `eval_data`, else the source's own validation part, or a tenth of the prompts.
 
     Raises:
         InputError: a row with neither a prompt nor a goal, naming it.
     """
+    parts = _parts(source, columns or {})
+    if eval_data is not None:
+        parts[1:] = _parts(eval_data, columns or {})[-1:]
+    train, heldout = parts if len(parts) > 1 else hold_out(parts[0], MOST_HELD_OUT, seed)
+    told = f"{len(train):,} prompts of {source}; {len(heldout):,} held out"
+    seen = {repr(record.prompt) for record in train}
+    overlap = sum(repr(record.prompt) in seen for record in heldout)
+    return train, heldout, told + (f" ({overlap:,} of them also in train)" if overlap else "")
+
+
+def _parts(source: str, columns: Mapping[str, str]) -> list[list[Record]]:
+    """Training and held-out prompts; one part where the source does not tell them apart."""
     if source == "pocket":
-        from data.pocket import heldout_prompts, train_prompts
+        from data import pocket
 
-        train, heldout = list(train_prompts()), list(heldout_prompts())
-        return list(train), list(heldout), f"{len(train)} and {len(heldout)} questions of pocket"
+        asked = pocket.train_prompts(), pocket.heldout_prompts()
+        return [[Record(prompt, STAND_IN, None) for prompt in part] for part in asked]
     found = open_source(source)
-    parts = [_read(part) for part in (found.train, found.heldout) if part is not None]
-    if len(parts) == 1:
-        records = [Record(prompt, "", None, where="") for prompt in parts[0]]
-        kept, out = hold_out(records, 500, seed)
-        parts = [[record.prompt for record in kept], [record.prompt for record in out]]
-    train_prompts_, heldout_ = parts
-    told = f"{len(train_prompts_):,} prompts of {source}; {len(heldout_):,} held out"
-    return train_prompts_, heldout_, told
+    return [_read(part, columns) for part in (found.train, found.heldout) if part is not None]
 
 
-def _read(part: Part) -> list[Text]:
-    prompts: dict[str, Text] = {}
-    for where, row in part.rows:
-        prompt = row.get("prompt")
-        if isinstance(row.get("goal"), str):
-            prompt = f"Question: {row['goal']}\nAnswer:"  # PIQA, as lm-eval words it
-        if not prompt or not isinstance(prompt, (str, list)):
+def _read(part: Part, columns: Mapping[str, str]) -> list[Record]:
+    """One record a distinct prompt."""
+    records: dict[str, Record] = {}
+    for where, found in part.rows:
+        row = found | {ours: found[theirs] for ours, theirs in columns.items() if theirs in found}
+        prompt, goal = row.get("prompt"), row.get("goal")
+        if prompt is None and isinstance(goal, str) and goal.strip():
+            prompt = f"Question: {goal}\nAnswer:"  # PIQA, as lm-eval words it
+        if prompt in (None, "", []):
             raise InputError(f"{where}:prompt: missing; give `prompt`, or PIQA's `goal`")
-        prompts.setdefault(repr(prompt), prompt)
-    return list(prompts.values())
+        record = make_record({"prompt": prompt, "completion": STAND_IN}, where, COMPLETION)
+        records.setdefault(repr(record.prompt), record)
+    return list(records.values())
 
 
 def encode_prompts(
-    prompts: Sequence[Text], tokenizer: PreTrainedTokenizerBase, max_length: int
+    prompts: Sequence[Record], tokenizer: PreTrainedTokenizerBase, max_length: int
 ) -> list[tuple[str, list[int]]]:
-    """(text, token ids) of each prompt, the ids as they stand before a response in training."""
-    answers: list[Text] = [
-        " a" if isinstance(prompt, str) else [{"role": "assistant", "content": "a"}]
-        for prompt in prompts
-    ]
-    records = [Record(p, a, None) for p, a in zip(prompts, answers, strict=True)]
-    encoded = encode_records(records, tokenizer, max_length=max_length)
+    """(text, token ids) of each prompt, the ids as they stand before a response in training.
+
+    A prompt that leaves no room for one is left out.
+    """
+    encoded = encode_records(prompts, tokenizer, max_length=max_length)
     pairs = []
     for row in encoded.rows:
-        prompt = prompts[encoded.source[row.index]]
+        prompt = prompts[encoded.source[row.index]].prompt
         text = prompt if isinstance(prompt, str) else str(tokenizer.decode(row.prompt))
         pairs.append((text, row.prompt))
     return pairs

@@ -61,7 +61,7 @@ class PPOConfig:
     kl_loss_coef: float = 0.0
     """Weight of the KL as a term of the loss instead, by k2, whose gradient is the KL's."""
     score_clip: float | None = None
-    """Clip scores to plus or minus this."""
+    """Clip scores to plus or minus this, after --score_norm."""
     score_norm: bool = False
     """Divide scores by their running standard deviation, after taking off their running mean."""
     missing_eos_penalty: float = 0.0
@@ -104,10 +104,12 @@ class PPOConfig:
                 raise ValueError(f"--{name} {getattr(self, name)} must be between 0 and 1")
         if self.top_p == 0:
             raise ValueError("--top_p 0 leaves no token; 1 is off")
+        if self.kl_target is not None and self.kl_coef == 0:
+            raise ValueError("--kl_target needs a --kl_coef above 0 to start from")
 
     @property
     def needs_reference(self) -> bool:
-        return self.kl_coef > 0 or self.kl_loss_coef > 0 or self.kl_target is not None
+        return self.kl_coef > 0 or self.kl_loss_coef > 0
 
 
 def ppo_policy_loss(
@@ -200,4 +202,5 @@ LOSS = Loss(
     learning_rate=3e-6,  # N+ (2403.17031), table 5
     model="actor_critic",
     packing=lambda config: {"leaves": config.truncation == "bootstrap"},
+    at_start=lambda config: {"kl": 0.0} if config.needs_reference and not config.ref_model else {},
 )

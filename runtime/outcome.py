@@ -11,7 +11,7 @@ from pathlib import Path
 from accelerate import Accelerator
 from safetensors import SafetensorError
 
-from data.errors import INTERRUPTED, IO_ERROR, USAGE, InputError
+from data.errors import INTERRUPTED, IO_ERROR, NOT_FINITE, USAGE, InputError
 from data.pocket import DEFAULTS
 from losses import LOSSES
 from runtime.cli import Args
@@ -40,6 +40,8 @@ def launch(train: Callable[[Args, Accelerator, RunDirectory], None], args: Args)
         train(args, accelerator, directory)
     except InputError as error:
         return give_up(directory, str(error), error.exit_code)
+    except FloatingPointError as error:  # of the sampler
+        return give_up(directory, str(error), NOT_FINITE)
     except KeyboardInterrupt:
         return give_up(directory, "interrupted", INTERRUPTED)
     except (OSError, SafetensorError) as error:  # a full disk, most of the time

@@ -21,9 +21,12 @@ from rollout.experience import Prompt, Rollouts, RolloutState, look_back, respon
 from rollout.score import ModelReward, Reward, load_reward
 from rollout.steps import rollout_steps
 from runtime.config import TrainConfig
+from runtime.inputs import parse_columns
 from runtime.layout import choose_layout
 from runtime.metrics import Totals
 from runtime.models import (
+    check_tokenizer,
+    check_vocabulary,
     load_causal_lm,
     load_critic,
     load_scorer,
@@ -50,6 +53,11 @@ class PromptSource:
         ):
             if number % by:
                 raise InputError(f"{name} {number} is not a multiple of {by}", USAGE)
+        if loss_config.critic_warmup and config.weight_decay:
+            raise InputError(
+                "--weight_decay would shrink the policy while --critic_warmup holds it; give one",
+                USAGE,
+            )
         self.on_pocket = (loss_config.prompts or config.data) == "pocket"
         self.reward_name = loss_config.reward or ("pocket's grader" if self.on_pocket else None)
         if self.reward_name is None:
@@ -60,17 +68,24 @@ class PromptSource:
             )
         self.tokenizer = load_tokenizer(config.model)
         where = loss_config.prompts or config.data
-        train, heldout, told = load_prompts(where, config.seed)
+        columns = parse_columns(config.columns)
+        asked = load_prompts(where, config.seed, eval_data=config.eval_data, columns=columns)
+        train, heldout, self.data = asked
         self.train, self.heldout = (
             [Prompt(*p) for p in encode_prompts(part, self.tokenizer, config.max_length)]
             for part in (train, heldout)
         )
+        dropped = len(train) + len(heldout) - len(self.train) - len(self.heldout)
+        if dropped:
+            room = f"have no room for a response in --max_length {config.max_length}"
+            self.data += f"; {dropped:,} prompts {room}"
+        if loss_config.ref_model is not None and loss_config.needs_reference:
+            check_tokenizer(loss_config.ref_model, self.tokenizer, set(range(len(self.tokenizer))))
         self.per_rollout = loss_config.ppo_epochs * (size // self.batch_size)
         rollouts = total_steps(len(self.train), size, config.epochs, None)
         self.steps = config.max_steps or rollouts * self.per_rollout
-        self.data = told
         self.told = [
-            f"data: {told}",
+            f"data: {self.data}",
             f"plan: {math.ceil(self.steps / self.per_rollout)} rollouts of {size} responses,"
             f" {loss_config.ppo_epochs} epochs over each in steps of {self.batch_size}:"
             f" {self.steps} optimizer steps",
@@ -98,20 +113,38 @@ class PromptSource:
         self.model = load_causal_lm(config.model, **options).to(device)
         self.layout, policy, told = choose_layout(self.model, config.layout)
         assert isinstance(policy, Policy)
-        of_model = self.ppo.reward is not None and ":" not in self.ppo.reward
-        critic_from = str(self.ppo.reward) if of_model else config.model
+        used = {token for prompt in self.train + self.heldout for token in prompt.tokens}
+        check_vocabulary(self.model, used, f"--model {config.model}")
+        limit = getattr(self.model.config.get_text_config(), "max_position_embeddings", math.inf)
+        longest = max(len(prompt.tokens) for prompt in self.train + self.heldout)
+        if longest + self.ppo.max_new_tokens > limit:
+            raise InputError(
+                f"--max_new_tokens {self.ppo.max_new_tokens}: the longest prompt has {longest}"
+                f" tokens and --model {config.model} takes {limit}; lower it, or --max_length",
+                USAGE,
+            )
+        critic_from = self._critic_from()
         critic = load_critic(critic_from, **options).to(device)
         self.reference: nn.Module | None = None
         if self.ppo.needs_reference:
             name, flag = self.ppo.ref_model or config.model, "--ref_model"
             frozen = load_causal_lm(name, dtype=config.dtype, flag=flag).to(device)
             self.reference = choose_layout(frozen.requires_grad_(False), config.layout)[1]
-        told = f"{config.model}, {parameters(self.model)}, {told}; reward {self.reward_name}"
+        told = f"{config.model}, {parameters(self.model)}, {told}"
+        told += f"; reward {self.reward_name}; critic from {critic_from}"
         ppo = self.ppo
         module = ActorCritic(
             policy, critic, temperature=ppo.temperature, entropy=ppo.entropy_coef > 0
         )
         return module, told
+
+    def _critic_from(self) -> str:
+        """The reward model where it takes the policy's tokens (N+, 2.2), else the policy."""
+        name = self.ppo.reward
+        if name is None or ":" in name:
+            return self.config.model
+        same = load_tokenizer(name, "--reward").get_vocab() == self.tokenizer.get_vocab()
+        return name if same else self.config.model
 
     def _reward(self) -> Reward:
         spec, config = self.ppo.reward, self.config

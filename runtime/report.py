@@ -97,10 +97,12 @@ class Progress:
         if self.bar is not None:
             self.bar.set_postfix(shown, refresh=False)
             self.bar.update()
-            if step == self.steps:
-                self.bar.close()
         elif self.enabled and (step in (1, self.steps) or step % self.every == 0):
             print(f"step {step}/{self.steps}", *(f"{k} {v}" for k, v in shown.items()), sep="  ")
+
+    def close(self) -> None:
+        if self.bar is not None:
+            self.bar.close()
 
 
 def draw_curves(metrics: Path, picture: Path, title: str) -> None:

@@ -57,11 +57,11 @@ def make_model(family="llama", dtype=torch.float64, seed=0, **more):
     return AutoModelForCausalLM.from_config(config, dtype=dtype).eval()
 
 
-def make_head(kind, family="llama", dtype=torch.float64):
+def make_head(kind, family="llama", dtype=torch.float64, **more):
     """An untrained sequence or token classifier with one output."""
     name, options = FAMILIES.get(family, (family, {}))
     torch.manual_seed(1)
-    config = AutoConfig.for_model(name, **(SHAPE | options | {"num_labels": 1}))
+    config = AutoConfig.for_model(name, **(SHAPE | options | {"num_labels": 1} | more))
     classes = {
         "sequence": AutoModelForSequenceClassification,
         "token": AutoModelForTokenClassification,

@@ -1,13 +1,15 @@
 """Whole rollouts of tiny models, and the same worked out one response at a time in plain Python."""
 
+from dataclasses import replace
 from math import exp, sqrt
 from statistics import fmean, pstdev
 from types import SimpleNamespace
 
+import pytest
 import torch
 from accelerate import Accelerator
 from models import flat_grad, make_head, make_model, make_rows
-from tolerances import TIGHT
+from tolerances import TIGHT, loose
 from torch import nn
 
 from losses.forward import ActorCritic, Policy
@@ -19,8 +21,14 @@ from runtime.metrics import Totals
 from train import optimizer_step
 
 THROUGH_A_MODEL = 100 * TIGHT  # 1e-10, as in test_trees.py
+RATIO = 10 * loose(torch.float32)  # just below 1e-5: how far from 1 before any update
 EOS = 2
 SMALL = PPOConfig(rollout_size=8, max_new_tokens=6, ppo_epochs=2)
+
+
+def near(expected):
+    """Equal to what a float64 model allows, for numbers of about 1."""
+    return pytest.approx(expected, rel=THROUGH_A_MODEL, abs=THROUGH_A_MODEL)
 
 
 class Numbers:
@@ -41,6 +49,14 @@ class PositionCritic(nn.Module):
 
     def base_model(self, position_ids, **_):
         return SimpleNamespace(last_hidden_state=position_ids[..., None].to(self.dtype))
+
+
+class TwoStops(Rollouts):
+    """A second token that ends a response."""
+
+    @property
+    def sampling(self):
+        return replace(super().sampling, stop_ids=(EOS, 5))
 
 
 def prompts_of(count):
@@ -72,6 +88,7 @@ def make_rollouts(
     dtype=torch.float64,
     max_tokens=4096,
     layout="tree",
+    kind=Rollouts,
 ):
     """`reference`: the seed of its weights (the policy's is 0), or None."""
     accelerator, model = Accelerator(cpu=True), make_policy(dtype=dtype)
@@ -89,10 +106,10 @@ def make_rollouts(
     )
     frozen = None if reference is None else Policy(make_policy(reference, dtype))
     settings = (reward, Numbers(), config, layout, max_tokens, reduce)
-    return Rollouts(accelerator, module, model, frozen, *settings)
+    return kind(accelerator, module, model, frozen, *settings)
 
 
-def train(config=SMALL, *, steps=None, rate=1.0, batch_size=4, prompts=12, seed=0, **options):
+def train(config=SMALL, *, steps=None, rate=0.02, batch_size=4, prompts=12, seed=0, **options):
     """What the loop does with PPO's steps, with plain SGD.
 
     Returns all that one could ask of it afterwards: `steps`, each with its batches, metrics, units
@@ -199,3 +216,36 @@ def by_hand(made, rows, *, kl_coef, past=()):
     if config.whiten_advantages:
         found.advantages = whitened(found.advantages)
     return found
+
+
+# ---------------------------------------------------------------- what a training left
+
+
+def ragged(rows, values):
+    """What (S, T) values hold of each response; nothing else of them may differ from 0."""
+    parts = [row[: len(r.responses[0])].tolist() for row, r in zip(values, rows, strict=True)]
+    outside = values.abs().sum().item() - sum(abs(x) for part in parts for x in part)
+    assert abs(outside) <= TIGHT * values.abs().sum().item()
+    return parts
+
+
+def left_behind(run):
+    """Everything that must not depend on how the work is cut, as plain lists and tensors."""
+    fields = ("old_logps", "old_values", "advantages", "returns", "ref_logps")
+    return {
+        "responses": [[row.responses[0] for row in rows] for rows, _ in run.rollouts],
+        "ends": [[row.ends[0] for row in rows] for rows, _ in run.rollouts],
+        "trajectories": [
+            {field: ragged(rows, getattr(trajectory, field)) for field in fields}
+            for rows, trajectory in run.rollouts
+        ],
+        "told": run.told,
+        "units": [step.units for step in run.steps],
+        "metrics": [step.metrics for step in run.steps],
+        "gradients": [step.gradient for step in run.steps],
+        "weights": run.weights,
+        "parts": [len(step.batches) for step in run.steps],
+        "rows": [sum(len(b.index) * (not b.dummy) for b in step.batches) for step in run.steps],
+        "kl_coef": run.state.kl_coef,
+        "moments": [run.state.scores_seen, run.state.score_mean, run.state.score_m2],
+    }

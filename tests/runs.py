@@ -103,7 +103,7 @@ def metrics(out):
 
     lines = (out / "metrics.jsonl").read_text("utf-8").splitlines()
     rows = [json.loads(line, parse_constant=refuse) for line in lines]
-    return [r for r in rows if "loss" in r], [r for r in rows if "eval/loss" in r]
+    return [r for r in rows if "loss" in r], [r for r in rows if "loss" not in r]
 
 
 def timeless(out):

@@ -2,20 +2,23 @@
 
 from dataclasses import replace
 from math import isfinite
-from statistics import fmean, pstdev, pvariance
+from statistics import fmean, pvariance
 
 import pytest
 import torch
 from models import make_head
 from rollouts import (
+    RATIO,
     SMALL,
     THROUGH_A_MODEL,
     PositionCritic,
+    TwoStops,
     by_hand,
-    by_numbers,
     make_policy,
     make_rollouts,
+    near,
     prompts_of,
+    ragged,
     shaped,
     train,
 )
@@ -26,9 +29,7 @@ from losses.ppo import PPOConfig
 from rollout import experience
 from rollout.experience import RolloutState, rollout, shape_scores, token_rewards, update_moments
 
-RATIO = 10 * loose(torch.float32)  # just below 1e-5
 BARE = replace(SMALL, whiten_advantages=False, kl_coef=0.0)
-AWAY = dict(rel=THROUGH_A_MODEL, abs=THROUGH_A_MODEL)
 
 
 def roll(config=SMALL, count=16, state=None, number=0, **options):
@@ -38,13 +39,6 @@ def roll(config=SMALL, count=16, state=None, number=0, **options):
     state = state or RolloutState(kl_coef=config.kl_coef)
     rows, trajectory = rollout(made, prompts_of(count), range(count), number, state)
     return made, rows, trajectory, state.metrics
-
-
-def ragged(rows, values):
-    """What (S, T) values hold of each response; nothing else of them may differ from 0."""
-    parts = [row[: len(r.responses[0])].tolist() for row, r in zip(values, rows, strict=True)]
-    assert values.abs().sum().item() == pytest.approx(sum(abs(x) for part in parts for x in part))
-    return parts
 
 
 def close(actual, expected, bound=THROUGH_A_MODEL):
@@ -125,6 +119,22 @@ def test_advantages_are_the_double_sum(options, whiten):
     assert {len(row.responses[0]) for row in rows} >= {1, 2, 6}
     assert {row.ends[0] for row in rows} == {True, False}
     assert all(row.ends[0] == (row.responses[0][-1] == 2) for row in rows)
+    check(made, rows, trajectory)
+
+
+@pytest.mark.parametrize("truncation", ["terminal", "bootstrap"])
+def test_any_of_several_stop_tokens_is_an_end(truncation):
+    """F8, G2: neither punished nor gone on from, and read by no reward."""
+    config = replace(SMALL, truncation=truncation, missing_eos_penalty=1.0)
+    made, rows, trajectory, _ = roll(config, kind=TwoStops)
+    assert {row.responses[0][-1] for row in rows if row.ends[0]} == {2, 5}
+    assert all(row.ends[0] == (row.responses[0][-1] in (2, 5)) for row in rows)
+    check(made, rows, trajectory)
+
+
+def check(made, rows, trajectory):
+    """Against the double sum in plain Python."""
+    config = made.config
     hand = by_hand(made, rows, kl_coef=config.kl_coef)
     assert 0.0 in hand.raw
     values = [[len(r.prompt) + t - 1 for t in range(len(r.responses[0]))] for r in rows]
@@ -144,7 +154,7 @@ def test_a_rollout_does_not_depend_on_how_it_is_cut(layout, max_tokens):
     assert rows == same
     for name in ("old_logps", "old_values", "ref_logps", "advantages", "returns"):
         close(ragged(rows, getattr(cut, name)), ragged(rows, getattr(whole, name)))
-    assert told_cut == pytest.approx(told, **AWAY)
+    assert told_cut == near(told)
 
 
 def test_the_score_is_on_the_last_real_token_of_every_response():
@@ -156,7 +166,7 @@ def test_the_score_is_on_the_last_real_token_of_every_response():
     _, rows, trajectory, _ = roll(BARE, critic=critic, **ones)
     for row, advantages in zip(rows, ragged(rows, trajectory.advantages), strict=True):
         length = len(row.responses[0])
-        assert advantages == pytest.approx([0.95 ** (length - 1 - t) for t in range(length)])
+        assert advantages == near([0.95 ** (length - 1 - t) for t in range(length)])
         assert advantages[-1] == 1.0
 
 
@@ -173,10 +183,13 @@ def test_whitened_rewards_keep_their_mean_and_change_their_scale():
     made, rows, _, _ = roll(BARE)
     hand = by_hand(made, rows, kl_coef=0.0)
     plain = [r for row in hand.rewards for r in row]
-    rewards, mask = torch.tensor(plain)[None], torch.ones(1, len(plain), dtype=torch.bool)
+    rewards, mask = (
+        torch.tensor(plain, dtype=torch.float64)[None],
+        torch.ones(1, len(plain), dtype=torch.bool),
+    )
     scaled = experience.whiten_everywhere(made.accelerator, rewards, mask, shift_mean=False)[0]
-    assert fmean(scaled.tolist()) == pytest.approx(fmean(plain), abs=loose(torch.float32))
-    assert pvariance(scaled.tolist()) == pytest.approx(1, rel=loose(torch.float32))
+    assert fmean(scaled.tolist()) == near(fmean(plain))
+    assert pvariance(scaled.tolist()) == near(1 / (1 + 1e-8 / pvariance(plain)))
 
 
 # --- scores --------------------------------------------------------------------------------------
@@ -201,7 +214,7 @@ def test_running_moments_do_not_cancel_far_from_zero():
     for start in range(0, 70, 10):
         part = scores[start : start + 10]
         update_moments(state, 10, fmean(part), pvariance(part) * 10)
-    assert state.score_m2 / 70 == pytest.approx(pvariance(scores), rel=1e-6)
+    assert state.score_m2 / 70 == pytest.approx(pvariance(scores), rel=loose(torch.float32))
 
 
 def test_scores_that_are_all_alike_stay_finite_when_normalised():
@@ -209,7 +222,7 @@ def test_scores_that_are_all_alike_stay_finite_when_normalised():
     same = dict(reward=lambda prompts, responses: [0.1] * len(prompts))
     _, _, trajectory, told = roll(replace(SMALL, score_norm=True), **same)
     assert trajectory.advantages.isfinite().all() and all(map(isfinite, told.values()))
-    assert told["objective/rlhf_reward"] == pytest.approx(told["objective/non_score_reward"])
+    assert told["objective/rlhf_reward"] == near(told["objective/non_score_reward"])
 
 
 def test_scores_keep_the_digits_that_the_reward_gave_them():
@@ -240,7 +253,7 @@ def test_the_kl_coefficient_is_steered_by_zieglers_rule(target, moves):
         kl = fmean(by_hand(made, rows, kl_coef=before).kl)
         error = max(-0.2, min(kl / target - 1, 0.2))
         assert told["objective/kl_coef"] == before
-        assert state.kl_coef == pytest.approx(before * (1 + error * 8 / 100), rel=THROUGH_A_MODEL)
+        assert state.kl_coef == near(before * (1 + error * 8 / 100))
         assert (state.kl_coef - before) * moves > 0
 
 
@@ -249,7 +262,7 @@ def test_near_its_target_the_controller_moves_in_proportion():
     kl = told["objective/kl"]
     state = RolloutState(kl_coef=0.3)
     roll(replace(SMALL, kl_target=kl / 1.1, kl_horizon=8), state=state)
-    assert state.kl_coef == pytest.approx(0.3 * 1.1, rel=THROUGH_A_MODEL)
+    assert state.kl_coef == near(0.3 * 1.1)
 
 
 # --- what a rollout says of itself ---------------------------------------------------------------
@@ -262,7 +275,7 @@ def test_objective_metrics_are_means_over_responses_of_what_the_names_say():
     hand = by_hand(made, rows, kl_coef=0.2)
     penalties = [sum(r) - s for r, s in zip(hand.rewards, hand.scores, strict=True)]
     ended, lengths = [row.ends[0] for row in rows], [len(row.responses[0]) for row in rows]
-    assert told == pytest.approx(
+    assert told == near(
         {
             "objective/kl": fmean(hand.kl),
             "objective/entropy": fmean(-sum(logps) for logps in hand.logps),
@@ -274,7 +287,6 @@ def test_objective_metrics_are_means_over_responses_of_what_the_names_say():
             "rollout/truncated": 1 - fmean(ended),
             "rollout/response_length": fmean(lengths),
         },
-        **AWAY,
     )
 
 
@@ -285,8 +297,3 @@ def test_without_a_reference_nothing_is_said_of_a_kl():
     assert rows == same and torch.equal(without.advantages, beside.advantages)
     assert "objective/kl" not in told and told_beside["objective/kl"] != 0
     assert told.items() <= told_beside.items()
-
-
-def test_scores_differ_enough_for_these_tests_to_see():
-    scores = by_numbers([], [str(i) for i in range(40)])
-    assert pstdev(scores) > 0.3 and set(scores) == {-0.5, -0.25, 0.0, 0.25, 0.5}

@@ -344,17 +344,26 @@ def test_a_long_text_keeps_its_start_as_in_training():
 
 
 def test_micro_batches_hold_what_max_tokens_allows():
-    tokenizer, model, sizes = small_tokenizers.gpt2(), make_scorer(), []
-    model.base_model.register_forward_hook(
-        lambda _, args, kwargs, out: sizes.append(kwargs["input_ids"].numel()), with_kwargs=True
-    )
+    tokenizer, model, sizes, shapes = small_tokenizers.gpt2(), make_scorer(), [], []
+
+    def note(_, args, kwargs, output):
+        sizes.append(kwargs["input_ids"].numel())
+        shapes.append(tuple(kwargs["input_ids"].shape))
+        assert not output.last_hidden_state.requires_grad
+
+    model.base_model.register_forward_hook(note, with_kwargs=True)
     prompts, responses = map(list, zip(*TEXTS, strict=True))
     lengths = sorted(len(ids_of(tokenizer, p, r)) for p, r in TEXTS)
     ModelReward(model, tokenizer, max_tokens=lengths[0] + lengths[1])(prompts, responses)
     assert sizes == [lengths[0] + lengths[1], lengths[2], lengths[3]]
     sizes.clear()
+    ModelReward(model, tokenizer, max_tokens=lengths[0] + lengths[1] - 1)(prompts, responses)
+    assert sizes == lengths
+    sizes.clear()
     ModelReward(model, tokenizer)(prompts, responses)
     assert sizes == [sum(lengths)]
+    ModelReward(model, tokenizer, layout="rectangle")(prompts, responses)
+    assert shapes[-2:] == [(1, sum(lengths)), (4, lengths[-1])]
     assert ModelReward(model, tokenizer)([], []) == []
 
 
@@ -371,7 +380,7 @@ def test_a_model_without_one_output_is_refused():
     assert "BertForSequenceClassification has no head `score`" in one_line(error)
 
 
-def test_dropout_is_off_and_no_graph_is_kept():
+def test_dropout_is_off():
     model = make_scorer("gpt2", resid_pdrop=0.5)
     reward = ModelReward(model, small_tokenizers.gpt2())
     assert reward(*zip(TEXTS[0])) == reward(*zip(TEXTS[0]))

@@ -1,0 +1,308 @@
+"""PPO's optimizer steps: how many, on what, and the same however the work is cut."""
+
+import os
+import socket
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from models import make_rows, relative_error
+from rollouts import (
+    SMALL,
+    THROUGH_A_MODEL,
+    PositionCritic,
+    left_behind,
+    make_policy,
+    near,
+    prompts_of,
+    train,
+)
+from tolerances import assert_close
+
+from data.trees import Trajectory, pack
+from losses.forward import ActorCriticOutput
+from losses.ppo import LOSS, PPOConfig, step
+from runtime.models import make_optimizer
+from runtime.prompt_source import ratio_variance
+
+EVERYTHING = PPOConfig(
+    **dict(rollout_size=8, max_new_tokens=6, ppo_epochs=2, temperature=0.8, top_k=6),
+    **dict(kl_estimator="k3", kl_target=0.1, kl_horizon=10, kl_loss_coef=0.1),
+    **dict(score_norm=True, score_clip=1.0, missing_eos_penalty=0.5, truncation="bootstrap"),
+    **dict(whiten_rewards=True, gamma=0.95, entropy_coef=0.01),
+)
+TRAININGS = {
+    "default": dict(config=SMALL),
+    "every option": dict(config=EVERYTHING),
+    "a rank without rows": dict(config=replace(SMALL, critic_warmup=1), batch_size=2),
+    "left early": dict(config=replace(SMALL, target_kl=0.05)),
+}
+FIELDS = ("old_logps", "old_values", "advantages", "returns", "ref_logps")
+
+
+@pytest.fixture(scope="module")
+def plain():
+    """Two rollouts of eight, two epochs over each in steps of four, at a rate that moves."""
+    return train()
+
+
+def by_row(run_step):
+    """{row of the rollout: (batch, place in it)} over a step's micro-batches."""
+    return {
+        row: (batch, place)
+        for batch in run_step.batches
+        if not batch.dummy
+        for place, row in enumerate(batch.index.tolist())
+    }
+
+
+# --- how many, and on what -----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "epochs, batch_size, steps", [(1, 8, 1), (2, 4, 4), (4, 2, 16), (3, 1, 24)]
+)
+def test_a_rollout_makes_epochs_times_mini_batches_steps(epochs, batch_size, steps):
+    """F12, F13, F14: every response of every rollout in every epoch, once."""
+    config = replace(SMALL, ppo_epochs=epochs)
+    run = train(config, batch_size=batch_size, steps=2 * steps, max_tokens=30)
+    assert len(run.steps) == 2 * steps and len(run.rollouts) == 2
+    seen = [sorted(by_row(each)) for each in run.steps]
+    assert all(len(rows) == batch_size for rows in seen)
+    per_epoch = 8 // batch_size
+    for start in range(0, len(seen), per_epoch):
+        assert sorted(sum(seen[start : start + per_epoch], [])) == list(range(8))
+    for number, (rows, _) in enumerate(run.rollouts):
+        tokens = sum(len(row.responses[0]) for row in rows)
+        of_it = run.steps[number * steps : (number + 1) * steps]
+        assert sum(each.units["tokens"] for each in of_it) == epochs * tokens
+    if 1 < batch_size < 8:
+        assert len({tuple(rows) for rows in seen[:steps]}) > per_epoch  # the epochs mix anew
+
+
+@pytest.mark.parametrize("steps, rollouts", [(1, 1), (3, 1), (4, 1), (5, 2)])
+def test_a_run_may_end_in_the_middle_of_a_rollout(steps, rollouts):
+    """And samples no rollout that it does not train on."""
+    run = train(steps=steps)
+    assert (len(run.steps), len(run.rollouts)) == (steps, rollouts)
+
+
+def test_every_rollout_goes_on_in_the_prompts_and_draws_anew():
+    asked = [tuple(row.prompt) for rows, _ in train(prompts=16).rollouts for row in rows]
+    assert sorted(asked) == sorted(tuple(prompt.tokens) for prompt in prompts_of(16))
+    first, second = (rows for rows, _ in train(prompts=1, rate=0.0).rollouts)
+    answers = [[row.responses[0] for row in rows] for rows in (first, second)]
+    assert answers[0] != answers[1] and len(set(map(tuple, answers[0]))) > 4
+    assert left_behind(train(seed=1))["responses"] != left_behind(train(seed=2))["responses"]
+
+
+def test_every_token_keeps_what_its_rollout_said_of_it(plain):
+    """F9, F10, F11, F15: old log-probs, values and advantages, in whatever batch and epoch."""
+    for number, each in enumerate(plain.steps):
+        rows, trajectory = plain.rollouts[number // 4]
+        for row, (batch, place) in by_row(each).items():
+            length = len(rows[row].responses[0])
+            assert batch.mask[place].tolist() == [t < length for t in range(batch.mask.shape[1])]
+            assert batch.targets[batch.gather[place, :length]].tolist() == rows[row].responses[0]
+            for field in FIELDS:
+                kept = getattr(batch.trajectory, field)[place, :length]
+                assert torch.equal(kept, getattr(trajectory, field)[row, :length])
+
+
+def test_the_ratio_leaves_1_once_the_weights_have_moved(plain):
+    """H13: and is 1 again at the first step of the next rollout, which the new weights sampled."""
+    ratios = [each.metrics["val/ratio"] for each in plain.steps]
+    changes = [each.metrics["policy/approxkl_avg"] for each in plain.steps]
+    for first in (0, 4):
+        assert ratios[first] == near(1)
+        assert changes[first] < THROUGH_A_MODEL < min(changes[first + 1 : first + 4])
+        assert all(abs(r - 1) > THROUGH_A_MODEL for r in ratios[first + 1 : first + 4])
+
+
+def test_a_rollout_is_left_once_the_policy_has_moved_too_far(plain):
+    """And the next one is sampled: nothing is made up for, nothing is skipped."""
+    change = [each.metrics["policy/approxkl_avg"] for each in plain.steps]
+    left = train(replace(SMALL, target_kl=change[1] / 2))
+    assert len(left.rollouts) == 2 and len(left.steps) < len(plain.steps)
+    assert left.steps[1].metrics == plain.steps[1].metrics  # the step that went too far is made
+    assert [batch.index.tolist() for batch in left.steps[2].batches] != [
+        batch.index.tolist() for batch in plain.steps[2].batches
+    ]
+    assert left.steps[2].metrics["val/ratio"] == near(1)
+    stayed = train(replace(SMALL, target_kl=2 * max(change)))
+    assert torch.equal(stayed.weights, plain.weights)
+
+
+def test_in_its_warm_up_only_the_critic_learns(plain):
+    config = replace(SMALL, critic_warmup=1, entropy_coef=0.1, kl_loss_coef=0.1)
+    warm = train(config)
+    size = sum(p.numel() for p in warm.module.policy.parameters())
+    for number, each in enumerate(warm.steps):
+        of_policy, of_critic = each.gradient[:size], each.gradient[size:]
+        assert of_critic.norm() > 0
+        assert bool((of_policy == 0).all()) == (number < 4)
+    first, second = (trajectory for _, trajectory in warm.rollouts)
+    assert first.critic_only and not second.critic_only
+    untouched = train(config, steps=4).module.policy.state_dict()
+    start = train(steps=1, rate=0.0).module.policy.state_dict()
+    assert all(torch.equal(untouched[name], start[name]) for name in start)
+
+
+# --- the same however it is cut ------------------------------------------------------------------
+
+
+def flatten(x):
+    if isinstance(x, dict):
+        x = list(x.values())
+    return [y for part in x for y in flatten(part)] if isinstance(x, list) else [float(x)]
+
+
+def assert_same_training(found, whole, mine=slice(None)):
+    """`found` is what a rank, or another cut, left behind; `mine` its responses of each rollout."""
+    for name in ("responses", "ends"):
+        assert found[name] == [rows[mine] for rows in whole[name]]
+    assert found["units"] == whole["units"]
+    for one, all_ in zip(found["trajectories"], whole["trajectories"], strict=True):
+        for field in FIELDS:
+            a, b = (torch.tensor(flatten(x)) for x in (one[field], all_[field][mine]))
+            assert relative_error(a.double(), b.double()) < THROUGH_A_MODEL, field
+    for name in ("told", "metrics"):
+        for one, all_ in zip(found[name], whole[name], strict=True):
+            assert one == near(all_)
+    for one, all_ in zip(found["gradients"], whole["gradients"], strict=True):
+        assert relative_error(one, all_) < THROUGH_A_MODEL
+    assert relative_error(found["weights"], whole["weights"]) < THROUGH_A_MODEL
+    for name in ("kl_coef", "moments"):
+        assert flatten([found[name]]) == near(flatten([whole[name]]))
+
+
+@pytest.fixture(scope="module")
+def whole():
+    return {name: left_behind(train(**training)) for name, training in TRAININGS.items()}
+
+
+@pytest.mark.parametrize("options", [dict(max_tokens=1), dict(max_tokens=16, layout="rectangle")])
+@pytest.mark.parametrize("name", TRAININGS)
+def test_micro_batches_change_no_rollout_and_no_step(whole, name, options):
+    """A7, A9, A10, H9, I2."""
+    found = left_behind(train(**TRAININGS[name], **options))
+    assert max(found["parts"]) > max(whole[name]["parts"]) == 1
+    assert_same_training(found, whole[name])
+
+
+@pytest.fixture(scope="module")
+def two_ranks(tmp_path_factory):
+    """What both ranks of a two-process run computed: tests/rank_rollout.py, started by torchrun."""
+    out = tmp_path_factory.mktemp("ranks")
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = str(free.getsockname()[1])
+    script = Path(__file__).with_name("rank_rollout.py")
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2"]
+    subprocess.run(
+        [*launcher, "--master_port", port, str(script), str(out)],
+        env=os.environ | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"},
+        check=True,
+        timeout=300,
+    )
+    return out
+
+
+@pytest.mark.parametrize("name", TRAININGS)
+def test_two_ranks_sample_and_learn_what_one_process_does(two_ranks, whole, name):
+    """E11, G10: prompts, responses, moments, whitening, gradients, the KL controller."""
+    ranks = [torch.load(two_ranks / f"{name}-{rank}.pt", weights_only=True) for rank in range(2)]
+    shares = list(zip(ranks[0]["rows"], ranks[1]["rows"], strict=True))
+    assert {a + b for a, b in shares} == {TRAININGS[name].get("batch_size", 4)}
+    assert any(a != b for a, b in shares)
+    assert name != "a rank without rows" or any(0 in share for share in shares)
+    for rank, found in enumerate(ranks):
+        assert_same_training(found, whole[name], slice(rank, None, 2))
+
+
+# --- metrics of a step ---------------------------------------------------------------------------
+
+
+def told(ratios, lengths, *, config=None, values=None, entropies=None):
+    """What a step says of responses with these ratios to the old policy; NaN is under the mask."""
+    rows = make_rows(len(lengths), responses=1)
+    rows = [replace(r, responses=[[3] * n]) for r, n in zip(rows, lengths, strict=True)]
+    batch = pack(rows)
+
+    def table(per_row, else_=float("nan")):
+        found = torch.full(batch.mask.shape, else_, dtype=torch.float64)
+        for i, row in enumerate(per_row):
+            found[i, : len(row)] = torch.as_tensor(row, dtype=torch.float64)
+        return found
+
+    old = torch.where(batch.mask, -1.0, torch.nan).double()
+    ones = table([[1.0] * n for n in lengths])
+    trajectory = Trajectory(old, 0 * ones, ones, ones, old)
+    logps = (old + table(ratios).log()).requires_grad_()
+    outputs = ActorCriticOutput(
+        torch.where(batch.mask, logps, 0.0),
+        table(values, 0.0) if values else torch.where(batch.mask, ones, 0.0),
+        torch.zeros(len(lengths)),
+        table(entropies, 0.0) if entropies else torch.zeros(batch.mask.shape),
+    )
+    output = step(outputs, replace(batch, trajectory=trajectory), config or PPOConfig())
+    for total, count in output.metrics.values():  # H11: no graph is kept alive by a number
+        assert not total.requires_grad and not count.requires_grad
+    return {name: (total / count).item() for name, (total, count) in output.metrics.items()}
+
+
+def test_ratios_vary_over_tokens_not_over_micro_batches():
+    """I5: two tokens with ratios .8 and 1.2, together or apart: variance .04."""
+    parts = [told([[0.8, 1.2]], [2]), told([[0.8], [1.2]], [1, 1])]
+    for found in parts:
+        assert ratio_variance(found) == near(0.04)
+    assert ratio_variance(told([[1.0, 1.0, 1.0]], [3])) == 0
+
+
+def test_all_parts_of_the_loss_are_means_over_tokens():
+    """H14, D7: responses of 1 and 4 tokens: every metric divides by 5, not by rows of means."""
+    config = PPOConfig(entropy_coef=0.5, value_clip=10)
+    values, entropies = [[3.0], [1.0] * 4], [[2.0], [0.5] * 4]
+    found = told([[1.1], [1.0] * 4], [1, 4], config=config, values=values, entropies=entropies)
+    assert found["loss/policy_avg"] == near(-(1.1 + 4) / 5)
+    assert found["loss/value_avg"] == near(0.5 * (3 - 1) ** 2 / 5)
+    assert found["policy/entropy_avg"] == near((2.0 + 4 * 0.5) / 5)
+    assert found["val/ratio"] == near(5.1 / 5)
+
+
+def test_metrics_are_masked():
+    """I2: two tokens of four moved; what stands in the other row's padding is not read."""
+    found = told([[1.1, 1.1, 1.0, 1.0], [1.0]], [4, 1])
+    log = torch.tensor(1.1, dtype=torch.float64).log().item()
+    assert found["policy/approxkl_avg"] == near(2 * 0.5 * log**2 / 5)
+    assert found["policy/clipfrac_avg"] == 0
+    assert told([[1.5, 1.1, 0.5, 1.0], [1.0]], [4, 1])["policy/clipfrac_avg"] == near(0.4)
+    assert found["val/clipfrac_avg"] == 1  # every value moved from 0 to 1
+
+
+def test_a_log_ratio_of_25_nats_is_logged_as_it_is():
+    """H8: clamped for the loss it may be, not for the log."""
+    assert_close(torch.tensor(told([[2.718281828459045**25]], [1])["policy/approxkl_avg"]), 312.5)
+
+
+# --- settings that are easy to lose --------------------------------------------------------------
+
+
+def test_adams_epsilon_is_pytorchs():
+    """H12: 1e-8, outside the bias correction; N+ (2403.17031) took 1e-5."""
+    optimizer = make_optimizer(PositionCriticWithWeights(), 1.0, 0.0)
+    assert (optimizer.defaults["eps"], optimizer.defaults["betas"]) == (1e-8, (0.9, 0.999))
+
+
+class PositionCriticWithWeights(PositionCritic):
+    def __init__(self):
+        super().__init__(make_policy())
+        self.scale = torch.nn.Parameter(torch.ones(1))
+
+
+def test_a_bootstrapped_batch_computes_the_last_token_too():
+    assert LOSS.packing(PPOConfig(truncation="bootstrap")) == {"leaves": True}
+    assert LOSS.packing(PPOConfig()) == {"leaves": False}
