@@ -19,7 +19,10 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
-SHOWN = ("loss", "accuracy", "accuracy_norm", "rewards/margins", "logps/chosen", "logps/rejected")
+SHOWN = (
+    *("loss", "accuracy", "accuracy_norm", "rewards/margins", "logps/chosen", "logps/rejected"),
+    *("reward", "success", "kl", "response_length"),  # ppo's
+)
 
 
 def read_run(directory: Path) -> dict[str, Any]:

@@ -9,24 +9,17 @@ from pathlib import Path
 
 import pytest
 import torch
-from models import make_rows, relative_error
+from models import relative_error
 from rollouts import (
     SMALL,
     THROUGH_A_MODEL,
-    PositionCritic,
     left_behind,
-    make_policy,
     near,
     prompts_of,
     train,
 )
-from tolerances import assert_close
 
-from data.trees import Trajectory, pack
-from losses.forward import ActorCriticOutput
-from losses.ppo import LOSS, PPOConfig, step
-from runtime.models import make_optimizer
-from runtime.prompt_source import ratio_variance
+from losses.ppo import PPOConfig
 
 EVERYTHING = PPOConfig(
     **dict(rollout_size=8, max_new_tokens=6, ppo_epochs=2, temperature=0.8, top_k=6),
@@ -221,88 +214,3 @@ def test_two_ranks_sample_and_learn_what_one_process_does(two_ranks, whole, name
     assert name != "a rank without rows" or any(0 in share for share in shares)
     for rank, found in enumerate(ranks):
         assert_same_training(found, whole[name], slice(rank, None, 2))
-
-
-# --- metrics of a step ---------------------------------------------------------------------------
-
-
-def told(ratios, lengths, *, config=None, values=None, entropies=None):
-    """What a step says of responses with these ratios to the old policy; NaN is under the mask."""
-    rows = make_rows(len(lengths), responses=1)
-    rows = [replace(r, responses=[[3] * n]) for r, n in zip(rows, lengths, strict=True)]
-    batch = pack(rows)
-
-    def table(per_row, else_=float("nan")):
-        found = torch.full(batch.mask.shape, else_, dtype=torch.float64)
-        for i, row in enumerate(per_row):
-            found[i, : len(row)] = torch.as_tensor(row, dtype=torch.float64)
-        return found
-
-    old = torch.where(batch.mask, -1.0, torch.nan).double()
-    ones = table([[1.0] * n for n in lengths])
-    trajectory = Trajectory(old, 0 * ones, ones, ones, old)
-    logps = (old + table(ratios).log()).requires_grad_()
-    outputs = ActorCriticOutput(
-        torch.where(batch.mask, logps, 0.0),
-        table(values, 0.0) if values else torch.where(batch.mask, ones, 0.0),
-        torch.zeros(len(lengths)),
-        table(entropies, 0.0) if entropies else torch.zeros(batch.mask.shape),
-    )
-    output = step(outputs, replace(batch, trajectory=trajectory), config or PPOConfig())
-    for total, count in output.metrics.values():  # H11: no graph is kept alive by a number
-        assert not total.requires_grad and not count.requires_grad
-    return {name: (total / count).item() for name, (total, count) in output.metrics.items()}
-
-
-def test_ratios_vary_over_tokens_not_over_micro_batches():
-    """I5: two tokens with ratios .8 and 1.2, together or apart: variance .04."""
-    parts = [told([[0.8, 1.2]], [2]), told([[0.8], [1.2]], [1, 1])]
-    for found in parts:
-        assert ratio_variance(found) == near(0.04)
-    assert ratio_variance(told([[1.0, 1.0, 1.0]], [3])) == 0
-
-
-def test_all_parts_of_the_loss_are_means_over_tokens():
-    """H14, D7: responses of 1 and 4 tokens: every metric divides by 5, not by rows of means."""
-    config = PPOConfig(entropy_coef=0.5, value_clip=10)
-    values, entropies = [[3.0], [1.0] * 4], [[2.0], [0.5] * 4]
-    found = told([[1.1], [1.0] * 4], [1, 4], config=config, values=values, entropies=entropies)
-    assert found["loss/policy_avg"] == near(-(1.1 + 4) / 5)
-    assert found["loss/value_avg"] == near(0.5 * (3 - 1) ** 2 / 5)
-    assert found["policy/entropy_avg"] == near((2.0 + 4 * 0.5) / 5)
-    assert found["val/ratio"] == near(5.1 / 5)
-
-
-def test_metrics_are_masked():
-    """I2: two tokens of four moved; what stands in the other row's padding is not read."""
-    found = told([[1.1, 1.1, 1.0, 1.0], [1.0]], [4, 1])
-    log = torch.tensor(1.1, dtype=torch.float64).log().item()
-    assert found["policy/approxkl_avg"] == near(2 * 0.5 * log**2 / 5)
-    assert found["policy/clipfrac_avg"] == 0
-    assert told([[1.5, 1.1, 0.5, 1.0], [1.0]], [4, 1])["policy/clipfrac_avg"] == near(0.4)
-    assert found["val/clipfrac_avg"] == 1  # every value moved from 0 to 1
-
-
-def test_a_log_ratio_of_25_nats_is_logged_as_it_is():
-    """H8: clamped for the loss it may be, not for the log."""
-    assert_close(torch.tensor(told([[2.718281828459045**25]], [1])["policy/approxkl_avg"]), 312.5)
-
-
-# --- settings that are easy to lose --------------------------------------------------------------
-
-
-def test_adams_epsilon_is_pytorchs():
-    """H12: 1e-8, outside the bias correction; N+ (2403.17031) took 1e-5."""
-    optimizer = make_optimizer(PositionCriticWithWeights(), 1.0, 0.0)
-    assert (optimizer.defaults["eps"], optimizer.defaults["betas"]) == (1e-8, (0.9, 0.999))
-
-
-class PositionCriticWithWeights(PositionCritic):
-    def __init__(self):
-        super().__init__(make_policy())
-        self.scale = torch.nn.Parameter(torch.ones(1))
-
-
-def test_a_bootstrapped_batch_computes_the_last_token_too():
-    assert LOSS.packing(PPOConfig(truncation="bootstrap")) == {"leaves": True}
-    assert LOSS.packing(PPOConfig()) == {"leaves": False}

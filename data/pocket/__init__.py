@@ -30,5 +30,5 @@ DEFAULTS: dict[str, dict[str, int | float]] = {
     "reward": {"max_steps": 100, "batch_size": 32, "learning_rate": 1e-3},
     "dpo": {"max_steps": 100, "batch_size": 32, "learning_rate": 5e-4},
     "orpo": {"max_steps": 100, "batch_size": 32, "learning_rate": 1e-3},
-    "ppo": {"max_steps": 160, "batch_size": 64, "learning_rate": 5e-4},
+    "ppo": {"max_steps": 100, "batch_size": 64, "learning_rate": 5e-4},
 }
