@@ -2,13 +2,14 @@
 
 from dataclasses import replace
 
+import pytest
 import torch
-from models import make_rows
-from rollouts import PositionCritic, make_policy, near
+from models import flat_grad, make_rows, relative_error
+from rollouts import THROUGH_A_MODEL, PositionCritic, make_policy, near
 from tolerances import assert_close
 
 from data.trees import Trajectory, pack
-from losses.forward import ActorCriticOutput
+from losses.forward import ActorCriticOutput, Policy
 from losses.ppo import LOSS, PPOConfig, step
 from runtime.models import make_optimizer
 from runtime.prompt_source import ratio_variance
@@ -44,9 +45,9 @@ def told(ratios, lengths, *, config=None, values=None, entropies=None):
 
 def test_ratios_vary_over_tokens_not_over_micro_batches():
     """I5: two tokens with ratios .8 and 1.2, together or apart: variance .04."""
-    parts = [told([[0.8, 1.2]], [2]), told([[0.8], [1.2]], [1, 1])]
-    for found in parts:
-        assert ratio_variance(found) == near(0.04)
+    for low, high in ((0.8, 1.2), (1.1, 1.5)):
+        for found in (told([[low, high]], [2]), told([[low], [high]], [1, 1])):
+            assert ratio_variance(found) == near(0.04)
     assert ratio_variance(told([[1.0, 1.0, 1.0]], [3])) == 0
 
 
@@ -59,6 +60,26 @@ def test_all_parts_of_the_loss_are_means_over_tokens():
     assert found["loss/value_avg"] == near(0.5 * (3 - 1) ** 2 / 5)
     assert found["policy/entropy_avg"] == near((2.0 + 4 * 0.5) / 5)
     assert found["val/ratio"] == near(5.1 / 5)
+
+
+@pytest.mark.parametrize("fused", [True, False])
+@pytest.mark.parametrize("layout", ["tree", "rectangle"])
+def test_the_entropy_is_that_of_the_distribution_each_token_was_drawn_from(layout, fused):
+    """-Σ p log p at the sampling temperature, in value and gradient, against each row alone."""
+    model, rows = make_policy(), [replace(r, prompt=[3, 4, 5]) for r in make_rows(3, responses=1)]
+    rows = [replace(r, responses=[[t % 8 for t in r.responses[0]]]) for r in rows]
+    batch = pack(rows, layout=layout)
+    entropies = Policy(model, fused=fused).with_entropy(batch, 0.7)[1]
+    assert bool((entropies[~batch.mask] == 0).all())
+    entropies.pow(2).sum().backward()
+    gradient = flat_grad(model)
+    model.zero_grad()
+    for row, found in zip(rows, entropies, strict=True):
+        logits = model(torch.tensor([row.prompt + row.responses[0]])).logits[0] / 0.7
+        alone = torch.distributions.Categorical(logits=logits).entropy()[2:-1]
+        assert found[: len(alone)].tolist() == near(alone.tolist())
+        alone.pow(2).sum().backward()
+    assert relative_error(gradient, flat_grad(model)) < THROUGH_A_MODEL
 
 
 def test_metrics_are_masked():

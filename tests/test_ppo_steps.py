@@ -10,14 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from models import relative_error
-from rollouts import (
-    SMALL,
-    THROUGH_A_MODEL,
-    left_behind,
-    near,
-    prompts_of,
-    train,
-)
+from rollouts import SMALL, THROUGH_A_MODEL, left_behind, near, prompts_of, train
 
 from losses.ppo import PPOConfig
 

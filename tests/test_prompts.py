@@ -75,6 +75,9 @@ def test_held_out_prompts_and_column_names_can_be_given(tmp_path):
     assert texts(train) == [f"q{i}" for i in range(5)]
     assert texts(heldout) == [row["prompt"] for row in ASKED]
     assert told == f"5 prompts of {tmp_path}/a.jsonl; 30 held out"
+    both = {"both/train.jsonl": lines(*ASKED[:9]), "both/valid.jsonl": lines(*ASKED[9:12])}
+    train, heldout, _ = load(tmp_path, both, "both", eval_data=str(tmp_path / "b.jsonl"))
+    assert (len(train), len(heldout)) == (9, 30)  # before the source's own
 
 
 @pytest.mark.parametrize(
