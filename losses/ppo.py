@@ -11,7 +11,7 @@
 Schulman et al. 2017, "Proximal Policy Optimization Algorithms" (arXiv 1707.06347), eq. 7 and 9. The
 value clip is OpenAI baselines' (not in the paper). For language models: Ouyang et al. 2022 (arXiv
 2203.02155), eq. 2, and Huang et al. 2024, "The N+ Implementation Details of RLHF with PPO" (arXiv
-2403.17031), N+ below. What happens before the gradient stands in rollout/steps.py.
+2403.17031), N+ below. What happens before the gradient stands in rollout/experience.py.
 
 Not here: dual clip (verl's default), a value head on the policy's own hidden states.
 """
