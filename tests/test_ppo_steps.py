@@ -1,15 +1,11 @@
 """PPO's optimizer steps: how many, on what, and the same however the work is cut."""
 
-import os
-import socket
-import subprocess
-import sys
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import torch
 from models import relative_error
+from ranks import run_on_two_ranks
 from rollouts import SMALL, THROUGH_A_MODEL, left_behind, near, prompts_of, train
 
 from losses.ppo import PPOConfig
@@ -183,17 +179,7 @@ def test_micro_batches_change_no_rollout_and_no_step(whole, name, options):
 def two_ranks(tmp_path_factory):
     """What both ranks of a two-process run computed: tests/rank_rollout.py, started by torchrun."""
     out = tmp_path_factory.mktemp("ranks")
-    with socket.socket() as free:
-        free.bind(("localhost", 0))
-        port = str(free.getsockname()[1])
-    script = Path(__file__).with_name("rank_rollout.py")
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2"]
-    subprocess.run(
-        [*launcher, "--master_port", port, str(script), str(out)],
-        env=os.environ | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"},
-        check=True,
-        timeout=300,
-    )
+    run_on_two_ranks("rank_rollout.py", out)
     return out
 
 

@@ -1,17 +1,13 @@
 """One optimizer step has one gradient, however it is cut: bugs.md A1 to A18."""
 
 import json
-import os
-import socket
-import subprocess
-import sys
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import torch
 from accelerate import Accelerator
 from models import flat_grad, make_head, make_model, make_rows, relative_error
+from ranks import run_on_two_ranks
 from tolerances import LOOSE, TIGHT, loose
 
 from data.trees import Trajectory
@@ -139,17 +135,7 @@ def test_evaluation_does_not_depend_on_how_it_is_cut(name):
 def two_ranks(tmp_path_factory):
     """What both ranks of a two-process run computed: tests/rank_step.py, started by torchrun."""
     out = tmp_path_factory.mktemp("ranks")
-    with socket.socket() as free:
-        free.bind(("localhost", 0))
-        port = str(free.getsockname()[1])
-    script = Path(__file__).with_name("rank_step.py")
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2"]
-    subprocess.run(
-        [*launcher, "--master_port", port, str(script), str(out)],
-        env=os.environ | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"},
-        check=True,
-        timeout=300,
-    )
+    run_on_two_ranks("rank_step.py", out)
     return out
 
 
