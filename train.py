@@ -139,7 +139,6 @@ def train(args: Args, accelerator: Accelerator, directory: RunDirectory) -> None
     policy, optimizer = accelerator.prepare(policy, optimizer)
     source.start(policy, directory.path)
     history = [source.evaluate()]
-    check_finite(history[0], "before the first update")
     check_start(history[0], loss.at_start(loss_config), config)
 
     # ---- everything has been checked: from here on the directory is this run's

@@ -108,6 +108,11 @@ class PPOConfig:
             raise ValueError("--kl_target needs a --kl_coef above 0 to start from")
 
     @property
+    def bootstraps(self) -> bool:
+        """The value after a cut response is needed, so its last token must be computed."""
+        return self.truncation == "bootstrap"
+
+    @property
     def needs_reference(self) -> bool:
         return self.kl_coef > 0 or self.kl_loss_coef > 0
 
@@ -198,9 +203,9 @@ LOSS = Loss(
     step=step,
     units=tokens,
     branches=1,
-    needs_reference=False,  # its reference scores what was sampled, in rollout/steps.py
+    needs_reference=False,  # its own is asked about what was sampled: rollout/experience.py
     learning_rate=3e-6,  # N+ (2403.17031), table 5
     model="actor_critic",
-    packing=lambda config: {"leaves": config.truncation == "bootstrap"},
+    packing=lambda config: {"leaves": config.bootstraps},
     at_start=lambda config: {"kl": 0.0} if config.needs_reference and not config.ref_model else {},
 )

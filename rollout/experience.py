@@ -145,7 +145,7 @@ def look_back(rollouts: Rollouts, responses: Responses) -> Looked:
     digits of the dtype, whatever the cache does.
     """
     rows, device = responses.rows, rollouts.accelerator.device
-    bootstrap = rollouts.config.truncation == "bootstrap"
+    bootstrap = rollouts.config.bootstraps
     found: dict[int, Tensor] = {}  # row -> (tokens, 3)
     after = torch.zeros(len(rows), device=device)
     lengths = [tree_tokens(row, leaves=bootstrap) for row in rows]
@@ -234,7 +234,7 @@ def rollout(
     penalty = scores - masked_sum(rewards, mask)
     if config.whiten_rewards:
         rewards = whiten_everywhere(accelerator, rewards, mask, shift_mean=False)
-    cut = torch.where(responses.finished, 0.0, after) if config.truncation == "bootstrap" else None
+    cut = torch.where(responses.finished, 0.0, after) if config.bootstraps else None
     advantages, returns = gae(
         rewards, values, mask, gamma=config.gamma, lam=config.lam, last_values=cut
     )

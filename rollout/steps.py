@@ -34,7 +34,6 @@ def rollout_steps(
     ranks, rank = accelerator.num_processes, accelerator.process_index
     size = config.rollout_size
     per_rollout = config.ppo_epochs * (size // batch_size)
-    bootstrap = config.truncation == "bootstrap"
     for number in range(1, math.ceil(steps / per_rollout) + 1):
         chosen = step_rows(number, len(prompts), size, seed)
         mine = range(rank, size, ranks)
@@ -51,7 +50,7 @@ def rollout_steps(
                 done += 1
                 step = order[start : start + batch_size]
                 picked = [i // ranks for i in step if i % ranks == rank]
-                lengths = [tree_tokens(rows[i], leaves=bootstrap) for i in picked]
+                lengths = [tree_tokens(rows[i], leaves=config.bootstraps) for i in picked]
                 for_me = split(lengths, 1, rollouts.max_tokens)[0] if picked else [[]]
                 yield [
                     _batch(rollouts, rows, trajectory, [picked[p] for p in part]) for part in for_me
@@ -67,7 +66,7 @@ def _batch(
     rollouts: Rollouts, rows: Sequence[Row], trajectory: Trajectory, members: Sequence[int]
 ) -> TreeBatch:
     """Responses and what their rollout says of them; a stand-in that counts nothing if none."""
-    leaves = rollouts.config.truncation == "bootstrap"
+    leaves = rollouts.config.bootstraps
     batch = pack([rows[i] for i in members or [0]], layout=rollouts.layout, leaves=leaves)
     batch = batch.to(rollouts.accelerator.device)
     part = trajectory.of(members or [0], batch.mask.shape[1])
