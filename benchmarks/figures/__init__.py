@@ -1,0 +1,1 @@
+"""The pictures of docs/, drawn from the real functions; `python -m benchmarks.figures`."""
