@@ -1,0 +1,1 @@
+"""Test vectors for the losses, and a runner for anybody's implementation: README.md."""

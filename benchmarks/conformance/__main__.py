@@ -1,0 +1,109 @@
+"""Hold an implementation of the losses against the vectors, and print a table.
+
+    python -m benchmarks.conformance --implementation ours
+    python -m benchmarks.conformance --implementation path/to/mine.py --output mine.json
+    python -m benchmarks.conformance --story D2     # or --stories, --catalogue: CATALOGUE.md
+
+Exit status: 0 all that was judged passed, 1 something differed, 2 there is nothing to run.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import importlib.util
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+from benchmarks.conformance.catalogue import cli
+
+IMPLEMENTATIONS = Path(__file__).parent / "implementations"
+FUNCTIONS = (
+    *("token_logprobs", "sft_loss", "reward_loss", "dpo_loss", "orpo_loss", "kl_estimate"),
+    *("gae", "masked_whiten", "ppo_policy_loss", "ppo_value_loss", "reduce"),
+)
+
+
+class NothingToRunError(Exception):
+    """One line for the person who asked."""
+
+
+def implementation(name: str) -> tuple[str, Any]:
+    """A module of `implementations/` by its name, or any Python file by its path."""
+    names = sorted(p.stem for p in IMPLEMENTATIONS.glob("[a-z]*.py"))
+    try:
+        if name in names:
+            return name, importlib.import_module(f"benchmarks.conformance.implementations.{name}")
+        path = Path(name)
+        if path.suffix != ".py":
+            raise NothingToRunError(
+                f"{name} is no implementation; take a Python file or one of {', '.join(names)}"
+            )
+        if not path.is_file():
+            raise NothingToRunError(f"{name}: no such file")
+        spec = importlib.util.spec_from_file_location(path.stem, path)
+        assert spec is not None and spec.loader is not None
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+    except ImportError as error:
+        raise NothingToRunError(f"{name} needs what is not installed here: {error}") from error
+    except NothingToRunError:
+        raise
+    except Exception as error:
+        raise NothingToRunError(f"{name}: {type(error).__name__}: {error}") from error
+    return path.stem, module
+
+
+def main(arguments: list[str] | None = None) -> int:
+    arguments = sys.argv[1:] if arguments is None else arguments
+    if cli.asked(arguments):
+        return cli.main(arguments)
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.conformance", description=__doc__)
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.add_argument(
+        "--implementation",
+        required=True,
+        metavar="NAME|FILE.py",
+        help="a name of benchmarks/conformance/implementations, or a file with such functions",
+    )
+    parser.add_argument("--family", nargs="+", default=[], help="only these (default: all)")
+    parser.add_argument(
+        "--dtype",
+        nargs="+",
+        default=["float64", "float32", "bfloat16"],
+        choices=["float64", "float32", "bfloat16"],
+    )
+    parser.add_argument("--output", type=Path, metavar="FILE.json", help="write the results there")
+    options = parser.parse_args(arguments)
+
+    from benchmarks.conformance import load, runner, table  # after --help, which needs no NumPy
+
+    try:
+        unknown = set(options.family) - set(load.families())
+        if unknown:
+            known = ", ".join(load.families())
+            raise NothingToRunError(f"no family {', '.join(sorted(unknown))}; take some of {known}")
+        name, module = implementation(options.implementation)
+        if not any(hasattr(module, function) for function in FUNCTIONS):
+            raise NothingToRunError(f"{name} has none of {', '.join(FUNCTIONS)}")
+        try:
+            results = runner.run(module, load.load(options.family), options.dtype)
+        except ValueError as error:
+            raise NothingToRunError(f"{name}: {error}") from error
+        print("\n".join(table.lines(name, results)))
+        if options.output:
+            report = table.report(name, module, results)
+            try:
+                options.output.write_text(json.dumps(report, indent=1) + "\n", "utf-8")
+            except OSError as error:
+                raise NothingToRunError(f"cannot write {options.output}: {error}") from error
+    except NothingToRunError as error:
+        print(error, file=sys.stderr)
+        return 2
+    return 1 if any(r.status == "failed" for r in results) else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

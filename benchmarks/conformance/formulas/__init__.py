@@ -1,0 +1,1 @@
+"""The papers' formulas once more, at 80 digits: where the vectors' expected values come from."""
