@@ -100,13 +100,13 @@ class ActorCritic(nn.Module):
         return ActorCriticOutput(logps, before, after, entropies)
 
 
-def value_head(critic: PreTrainedModel) -> nn.Module:
+def value_head(model: PreTrainedModel) -> nn.Module:
     """The linear map from hidden states to values; families name it `score` or `classifier`."""
-    return cast(nn.Module, getattr(critic, "score", None) or critic.classifier)
+    return cast(nn.Module, getattr(model, "score", None) or model.classifier)
 
 
 class Scorer(nn.Module):
-    """A sequence classifier with one label as a function from batches to scores.
+    """A classifier with one label as a function from batches to scores.
 
     The score is read at the last token of each sequence, found from the layout: never by looking
     for a pad or end token, which may stand anywhere in a text. Batches are packed with leaves=True.
@@ -120,8 +120,7 @@ class Scorer(nn.Module):
         """(S,) score of every sequence."""
         hidden = self.model.base_model(**model_inputs(self.model, batch)).last_hidden_state
         last = hidden.flatten(0, 1).index_select(0, batch.last)  # (S, d)
-        head = cast(nn.Module, self.model.score)
-        return cast(Tensor, head(last)[:, 0])
+        return cast(Tensor, value_head(self.model)(last)[:, 0])
 
 
 def model_inputs(model: PreTrainedModel, batch: TreeBatch) -> dict[str, Any]:

@@ -44,6 +44,8 @@ class PPOConfig:
     """Passes over each rollout (N+: 4)."""
     max_new_tokens: int = 64
     """Longest response, in tokens."""
+    stop_tokens: str | None = None
+    """Tokens that end a response, as the end token always does: <end_of_turn>,<|im_end|>."""
     temperature: float = 1.0
     """Divides the logits, when sampling and in every log-prob since."""
     top_k: int = 0
@@ -65,7 +67,7 @@ class PPOConfig:
     score_norm: bool = False
     """Divide scores by their running standard deviation, after taking off their running mean."""
     missing_eos_penalty: float = 0.0
-    """Taken off the score of a response that was cut at --max_new_tokens (N+: 1)."""
+    """Taken off the score of a response that no end or stop token ended (N+: 1)."""
     truncation: Literal["terminal", "bootstrap"] = "terminal"
     """What follows a cut response: nothing, or what the critic expects."""
     whiten_rewards: bool = False
@@ -208,4 +210,5 @@ LOSS = Loss(
     model="actor_critic",
     packing=lambda config: {"leaves": config.bootstraps},
     at_start=lambda config: {"kl": 0.0} if config.needs_reference and not config.ref_model else {},
+    unread={"overlong": "responses end at --max_new_tokens, and prompts are never cut"},
 )

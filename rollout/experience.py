@@ -31,7 +31,7 @@ from data.trees import Layout, Trajectory, pack, tree_tokens
 from losses.advantages import KLKind, gae, kl_estimate, masked_whiten
 from losses.base import Metric, masked_sum, metric, wide
 from losses.ppo import PPOConfig
-from rollout.sample import Sampled, Sampling, sample
+from rollout.sample import Sampled, Sampling, sample, stop_ids
 from rollout.score import Reward, score
 
 
@@ -75,7 +75,7 @@ class Rollouts:
     @property
     def sampling(self) -> Sampling:
         c = self.config
-        stops = (int(self.tokenizer.eos_token_id),)
+        stops = stop_ids(self.tokenizer, c.stop_tokens)
         return Sampling(c.max_new_tokens, stops, c.temperature, c.top_k, c.top_p)
 
 
@@ -96,14 +96,17 @@ def respond(
     """Steps 1 and 2: a response to each prompt, and its raw score. `numbers` are the prompts' own
     among those of all ranks: what is sampled for one does not depend on who samples it."""
     generator = torch.Generator().manual_seed(seed)
-    sampled = sample(
-        rollouts.model,
-        [prompt.tokens for prompt in prompts],
-        rollouts.sampling,
-        generator,
-        max_tokens=4 * rollouts.max_tokens,  # nothing is kept for a backward
-        rows=numbers,
-    )
+    # The model by itself, without the autocast that `prepare` put on the training forward. With
+    # it the policy that samples rounds as the one that is trained.
+    with rollouts.accelerator.autocast():
+        sampled = sample(
+            rollouts.model,
+            [prompt.tokens for prompt in prompts],
+            rollouts.sampling,
+            generator,
+            max_tokens=4 * rollouts.max_tokens,  # nothing is kept for a backward
+            rows=numbers,
+        )
     texts = [_text(rollouts.tokenizer, s) for s in sampled]
     asked = [prompt.text for prompt in prompts]
     scores = score(rollouts.reward, asked, texts)

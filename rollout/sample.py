@@ -15,6 +15,7 @@ Shapes: G rows of a group, g of them still going, W longest prompt, V vocabulary
 
 from __future__ import annotations
 
+import difflib
 import inspect
 import random
 from collections.abc import Iterator, Sequence
@@ -25,8 +26,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from data.errors import USAGE, InputError
+
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 
 @dataclass(frozen=True)
@@ -50,6 +53,25 @@ class Sampling:
             raise ValueError(f"top_k {self.top_k} must not be negative; 0 is off")
         if not 0 < self.top_p <= 1:
             raise ValueError(f"top_p {self.top_p} must be above 0 and at most 1; 1 is off")
+
+
+def stop_ids(tokenizer: PreTrainedTokenizerBase, stop_tokens: str | None) -> tuple[int, ...]:
+    """Ids of the tokens that end a response: the end token, then those named, comma-separated.
+
+    Raises:
+        InputError: a name is not one token of the tokenizer.
+    """
+    ids = [int(tokenizer.eos_token_id)]
+    for token in stop_tokens.split(",") if stop_tokens is not None else ():
+        number: Any = tokenizer.convert_tokens_to_ids(token)
+        if number is None or tokenizer.convert_ids_to_tokens(number) != token:
+            close = difflib.get_close_matches(token, tokenizer.get_vocab(), n=1)
+            special = (str(t) for t in tokenizer.added_tokens_decoder.values())
+            guess = f"did you mean {close[0]}?" if close else f"such are {', '.join(special)}"
+            reason = f"not one token of the tokenizer; {guess}"
+            raise InputError(f"--stop_tokens {token}: {reason}", USAGE)
+        ids.append(number)
+    return tuple(dict.fromkeys(ids))
 
 
 @dataclass(frozen=True)

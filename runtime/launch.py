@@ -2,7 +2,8 @@
 
 `accelerate launch --cpu --num_processes 2` starts one process. `torchrun` on a machine without a
 GPU, without ACCELERATE_USE_CPU, starts several that each believe to be alone. SIGTERM to
-`accelerate launch` leaves the trainer running.
+`accelerate launch` leaves the trainer running. FSDP, DeepSpeed and the like would give each process
+a part of the model, and the loop takes it for the whole: to sample from, say, or to save.
 """
 
 from __future__ import annotations
@@ -21,6 +22,12 @@ from runtime.config import TrainConfig
 if TYPE_CHECKING:  # imported below where it is needed: `die_with_launcher` comes before torch
     from accelerate import Accelerator
 
+SHARDED = {  # what accelerate's launcher sets, and for what
+    "ACCELERATE_USE_FSDP": "FSDP",
+    "ACCELERATE_USE_DEEPSPEED": "DeepSpeed",
+    "ACCELERATE_USE_MEGATRON_LM": "Megatron-LM",
+    "ACCELERATE_USE_PARALLELISM_CONFIG": "a parallelism_config",
+}
 RIGHT_WAY = (
     "on a machine without a GPU start N processes with"
     " `ACCELERATE_USE_CPU=true torchrun --nproc_per_node N train.py ...`"
@@ -42,8 +49,17 @@ def make_accelerator(config: TrainConfig) -> Accelerator:
 
     Raises:
         InputError: a tracker that Accelerate does not know or that is not installed, or a precision
-            that would not be used (Accelerate itself would leave them out without a word).
+            that would not be used (Accelerate itself would leave them out without a word); or a
+            launch that cuts the model into parts.
     """
+    for variable, name in SHARDED.items():
+        if os.environ.get(variable, "").lower() == "true":
+            raise InputError(
+                f"accelerate launch was given {name}, and here every process needs the whole model:"
+                " launch with `accelerate launch --multi_gpu --num_processes N train.py ...` (DDP),"
+                " and with a --config_file that says no other",
+                USAGE,
+            )
     from accelerate import Accelerator
     from accelerate.tracking import get_available_trackers
     from accelerate.utils import GradientAccumulationPlugin, LoggerType

@@ -6,8 +6,8 @@ model says by itself.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Literal, cast
+from collections.abc import Iterator, Sequence
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -16,9 +16,10 @@ from transformers import PreTrainedModel
 from data.encode import Row
 from data.errors import NOT_FINITE, USAGE, InputError
 from data.trees import Layout, pack
-from losses.forward import Policy, Scorer
+from losses.forward import Policy, Scorer, value_head
 
 Wanted = Literal["auto", "tree", "rectangle"]
+Kind = Literal["logps", "score", "value"]  # what is asked of a model
 
 # Logits that are more than a linear map of the hidden state: config fields that say so.
 LOGIT_FIELDS = ("final_logit_softcapping", "logit_scale", "logits_scaling")
@@ -28,22 +29,29 @@ REFUSALS = (ValueError, RuntimeError, TypeError, KeyError, IndexError, Attribute
 
 @torch.no_grad()
 def choose_layout(
-    model: PreTrainedModel, wanted: Wanted, kind: Literal["logps", "score"] = "logps"
+    model: PreTrainedModel, wanted: Wanted, kind: Kind = "logps", name: str = "--model"
 ) -> tuple[Layout, nn.Module, str]:
     """(layout, the model as a module from batches to log-probs or scores, a line for the user).
+
+    A critic ("value") is tried as a scorer: what it makes of a text's last state has all the
+    others in it.
+
+    Args:
+        name: what to call the model in an error.
 
     Raises:
         InputError: `wanted` is "tree" and the model cannot take one, or its weights hold a NaN.
     """
-    rows, leaves = _rows(model), kind == "score"
+    rows, leaves = _rows(model), kind != "logps"
+    if kind == "score" and not hasattr(model, "score"):
+        family = type(model).__name__
+        raise InputError(f"{name}: {family} has no head named score, so cannot be a reward model")
     if leaves:
         truth = _scores_alone(model, rows)
     else:
         truth = Policy(model, fused=False)(pack(rows, layout="rectangle").to(model.device))
     if not truth.isfinite().all():
-        raise InputError(
-            f"--model: its {kind} are not finite; are its weights damaged?", NOT_FINITE
-        )
+        raise InputError(f"{name}: its {kind} are not finite; are its weights damaged?", NOT_FINITE)
     tolerance = TOLERANCES.get(model.dtype, 0.15)
     layouts: list[Layout] = ["rectangle"] if wanted == "rectangle" else ["tree", "rectangle"]
     reason = ""
@@ -63,12 +71,28 @@ def choose_layout(
             reason = f"{kind} differ by {error:.1g}"
         if wanted == "tree":
             break
-    raise InputError(f"--layout {wanted}: this model cannot take it ({reason})", USAGE)
+    raise InputError(f"--layout {wanted}: {name} cannot take it ({reason})", USAGE)
 
 
-def _modules(model: PreTrainedModel, kind: str) -> Iterator[tuple[nn.Module, str]]:
+def common_layout(
+    models: Sequence[tuple[str, PreTrainedModel, Kind]], wanted: Wanted
+) -> tuple[Layout, list[nn.Module], str]:
+    """`choose_layout` for (name, model, kind) that are given the same batches.
+
+    Trees only if every one of them takes trees; the line says which does not.
+    """
+    chosen = [choose_layout(model, wanted, kind, name) for name, model, kind in models]
+    for (name, _, _), (layout, _, told) in zip(models, chosen, strict=True):
+        if layout == "rectangle" and wanted == "auto":
+            _, modules, _ = common_layout(models, "rectangle")  # the others were tried with trees
+            return layout, modules, f"{told}, because of {name}"
+    layout, _, told = chosen[0]
+    return layout, [module for _, module, _ in chosen], told
+
+
+def _modules(model: PreTrainedModel, kind: Kind) -> Iterator[tuple[nn.Module, str]]:
     """The ways to run it, the better first, each with what to say of it."""
-    if kind == "score":
+    if kind != "logps":
         yield Scorer(model), ""
         return
     config = model.config.get_text_config()
@@ -79,15 +103,12 @@ def _modules(model: PreTrainedModel, kind: str) -> Iterator[tuple[nn.Module, str
 
 def _scores_alone(model: PreTrainedModel, rows: list[Row]) -> Tensor:
     """(S,) score of every sequence by itself, without padding or mask."""
-    if not hasattr(model, "score"):
-        kind = type(model).__name__
-        raise InputError(f"--model: {kind} has no head named score, so cannot be a reward model")
-    scores = []
+    scores, head = [], value_head(model)
     for row in rows:
         for response in row.responses:
             ids = torch.tensor([row.prompt + response], device=model.device)
             hidden = model.base_model(ids, use_cache=False).last_hidden_state
-            scores.append(cast(nn.Module, model.score)(hidden[0, -1:])[0, 0])
+            scores.append(head(hidden[0, -1:])[0, 0])
     return torch.stack(scores)
 
 

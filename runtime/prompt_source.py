@@ -18,11 +18,12 @@ from losses.base import Loss, Metric, masked_sum, metric
 from losses.forward import ActorCritic, Policy
 from losses.ppo import PPOConfig
 from rollout.experience import Prompt, Rollouts, RolloutState, look_back, respond
+from rollout.sample import stop_ids
 from rollout.score import ModelReward, Reward, load_reward
 from rollout.steps import rollout_steps
 from runtime.config import TrainConfig
 from runtime.inputs import parse_columns
-from runtime.layout import choose_layout
+from runtime.layout import choose_layout, common_layout
 from runtime.metrics import Totals
 from runtime.models import (
     check_tokenizer,
@@ -66,7 +67,12 @@ class PromptSource:
                 " final/ directory, or name a function as module:function",
                 USAGE,
             )
+        reward = loss_config.reward
+        self.reward_model = None  # its name and tokenizer; a function needs none
+        if reward is not None and ":" not in reward:
+            self.reward_model = reward, load_tokenizer(reward, "--reward")
         self.tokenizer = load_tokenizer(config.model)
+        stop_ids(self.tokenizer, loss_config.stop_tokens)  # or what is wrong with them
         where = loss_config.prompts or config.data
         columns = parse_columns(config.columns)
         asked = load_prompts(where, config.seed, eval_data=config.eval_data, columns=columns)
@@ -111,8 +117,6 @@ class PromptSource:
             "gradient_checkpointing": config.gradient_checkpointing,
         }
         self.model = load_causal_lm(config.model, **options).to(device)
-        self.layout, policy, told = choose_layout(self.model, config.layout)
-        assert isinstance(policy, Policy)
         used = {token for prompt in self.train + self.heldout for token in prompt.tokens}
         check_vocabulary(self.model, used, f"--model {config.model}")
         limit = getattr(self.model.config.get_text_config(), "max_position_embeddings", math.inf)
@@ -125,13 +129,16 @@ class PromptSource:
             )
         critic_from = self._critic_from()
         critic = load_critic(critic_from, **options).to(device)
-        self.reference: nn.Module | None = None
+        models: list[Any] = [("--model", self.model, "logps"), ("the critic", critic, "value")]
         if self.ppo.needs_reference:
             name, flag = self.ppo.ref_model or config.model, "--ref_model"
             frozen = load_causal_lm(name, dtype=config.dtype, flag=flag).to(device)
-            self.reference = choose_layout(frozen.requires_grad_(False), config.layout)[1]
+            models.append(("the reference", frozen.requires_grad_(False), "logps"))
+        self.layout, (policy, _, *references), told = common_layout(models, config.layout)
+        assert isinstance(policy, Policy)
+        self.reference: nn.Module | None = references[0] if references else None
         told = f"{config.model}, {parameters(self.model)}, {told}"
-        told += f"; reward {self.reward_name}; critic from {critic_from}"
+        told += f"; reward {self.reward_name}; critic from {critic_from}{self._other_ends()}"
         ppo = self.ppo
         module = ActorCritic(
             policy, critic, temperature=ppo.temperature, entropy=ppo.entropy_coef > 0
@@ -140,22 +147,30 @@ class PromptSource:
 
     def _critic_from(self) -> str:
         """The reward model where it takes the policy's tokens (N+, 2.2), else the policy."""
-        name = self.ppo.reward
-        if name is None or ":" in name:
+        if self.reward_model is None:
             return self.config.model
-        same = load_tokenizer(name, "--reward").get_vocab() == self.tokenizer.get_vocab()
+        name, tokenizer = self.reward_model
+        same = tokenizer.get_vocab() == self.tokenizer.get_vocab()
         return name if same else self.config.model
 
+    def _other_ends(self) -> str:
+        """Stop tokens of the model's generation_config, which is not obeyed (F4): told, then."""
+        ends: Any = getattr(self.model.generation_config, "eos_token_id", None) or []
+        ours = stop_ids(self.tokenizer, self.ppo.stop_tokens)
+        others = [end for end in ([ends] if isinstance(ends, int) else ends) if end not in ours]
+        names = ",".join(filter(None, self.tokenizer.convert_ids_to_tokens(others)))
+        return f"; generate() would also stop at {names}, ppo by --stop_tokens" if names else ""
+
     def _reward(self) -> Reward:
-        spec, config = self.ppo.reward, self.config
-        if spec is None:
+        config = self.config
+        if self.ppo.reward is None:
             return _pocket_reward
-        if ":" in spec:
-            return load_reward(spec)
-        tokenizer = load_tokenizer(spec, "--reward")
+        if self.reward_model is None:
+            return load_reward(self.ppo.reward)
+        spec, tokenizer = self.reward_model
         model = load_scorer(spec, tokenizer, dtype=config.dtype, flag="--reward")
         model.requires_grad_(False).to(self.accelerator.device)
-        layout = choose_layout(model, config.layout, "score")[0]
+        layout = choose_layout(model, config.layout, "score", "--reward")[0]
         limits: Any = {"max_tokens": config.max_tokens, "max_length": config.max_length}
         return ModelReward(model, tokenizer, layout=layout, **limits)
 

@@ -201,10 +201,22 @@ def whiten(x, mask, shift_mean=True):
     return [a if k else dual(0) for a, k in zip(white, keep, strict=True)]
 
 
-def token_logprobs(hidden, weight, bias, target, temperature=1):
-    """One position: hidden (d), weight (V, d), bias (V) -> log p(target)."""
-    logits = [
+def head_logits(hidden, weight, bias, temperature):
+    return [
         (sum(h * w for h, w in zip(hidden, row, strict=True)) + b) / temperature
         for row, b in zip(weight, bias, strict=True)
     ]
+
+
+def token_logprobs(hidden, weight, bias, target, temperature=1):
+    """One position: hidden (d), weight (V, d), bias (V) -> log p(target)."""
+    logits = head_logits(hidden, weight, bias, temperature)
     return logits[target] - log(sum(exp(z) for z in logits))
+
+
+def token_entropy(hidden, weight, bias, temperature=1):
+    """One position -> minus the sum of p log p."""
+    logits = head_logits(hidden, weight, bias, temperature)
+    total = sum(exp(z) for z in logits)
+    shares = [exp(z) / total for z in logits]
+    return -sum(p * log(p) for p in shares)

@@ -1,6 +1,5 @@
 """Whole rollouts of tiny models, and the same worked out one response at a time in plain Python."""
 
-from dataclasses import replace
 from math import exp, sqrt
 from statistics import fmean, pstdev
 from types import SimpleNamespace
@@ -36,6 +35,12 @@ class Numbers:
 
     eos_token_id = EOS
 
+    def convert_tokens_to_ids(self, token):
+        return int(token) if token.isdigit() else None
+
+    def convert_ids_to_tokens(self, number):
+        return str(number)
+
     def decode(self, tokens, **_):
         return " ".join(map(str, tokens))
 
@@ -49,14 +54,6 @@ class PositionCritic(nn.Module):
 
     def base_model(self, position_ids, **_):
         return SimpleNamespace(last_hidden_state=position_ids[..., None].to(self.dtype))
-
-
-class TwoStops(Rollouts):
-    """A second token that ends a response."""
-
-    @property
-    def sampling(self):
-        return replace(super().sampling, stop_ids=(EOS, 5))
 
 
 def prompts_of(count):
@@ -88,7 +85,6 @@ def make_rollouts(
     dtype=torch.float64,
     max_tokens=4096,
     layout="tree",
-    kind=Rollouts,
 ):
     """`reference`: the seed of its weights (the policy's is 0), or None."""
     accelerator, model = Accelerator(cpu=True), make_policy(dtype=dtype)
@@ -106,7 +102,7 @@ def make_rollouts(
     )
     frozen = None if reference is None else Policy(make_policy(reference, dtype))
     settings = (reward, Numbers(), config, layout, max_tokens, reduce)
-    return kind(accelerator, module, model, frozen, *settings)
+    return Rollouts(accelerator, module, model, frozen, *settings)
 
 
 def train(config=SMALL, *, steps=None, rate=0.02, batch_size=4, prompts=12, seed=0, **options):

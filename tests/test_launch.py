@@ -10,7 +10,7 @@ from contextlib import suppress
 import psutil
 import pytest
 import torch
-from runs import OFFLINE, QUICK, ROOT, metrics, pocket_rows, read, run, write_rows
+from runs import OFFLINE, QUICK, ROOT, metrics, no_model, pocket_rows, read, run, write_rows
 from tolerances import loose
 
 from data import errors
@@ -115,6 +115,25 @@ def test_a_launch_that_would_run_alone_stops_with_the_right_command(tmp_path, da
     assert done.stderr.count("\ntrain.py: ") + done.stderr.startswith("train.py: ") == 1
     assert "`ACCELERATE_USE_CPU=true torchrun --nproc_per_node N train.py ...`" in done.stderr
     assert not (tmp_path / "out").exists()
+
+
+# what `accelerate launch` sets for each (accelerate.utils.launch)
+@pytest.mark.parametrize("variable, name", [
+    ("ACCELERATE_USE_FSDP", "FSDP"),
+    ("ACCELERATE_USE_DEEPSPEED", "DeepSpeed"),
+    ("ACCELERATE_USE_MEGATRON_LM", "Megatron-LM"),
+    ("ACCELERATE_USE_PARALLELISM_CONFIG", "a parallelism_config"),
+])  # fmt: skip
+def test_a_launch_that_cuts_the_model_is_refused_before_anything_is_loaded(
+    tmp_path, variable, name
+):
+    flags = ["--loss", "sft", *QUICK, "--output_dir", tmp_path / "out"]
+    done = run(*flags, env={variable: "true"}, before=no_model)
+    assert done.code == errors.USAGE
+    assert done.line.startswith(f"accelerate launch was given {name}, and here every process needs")
+    assert "`accelerate launch --multi_gpu --num_processes N train.py ...` (DDP)" in done.line
+    assert not (tmp_path / "out").exists()
+    assert "plan: 3 optimizer steps" in run(*flags, "--dry_run", env={variable: "false"}).out
 
 
 # ---------------------------------------------------------------- signals

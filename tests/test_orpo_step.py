@@ -1,14 +1,16 @@
-"""ORPO in the loop: the conventions of its likelihood term, D3, D5 and D7 of bugs.md."""
+"""ORPO in the loop: its masks, the conventions of its likelihood term, what it logs (D3 to D10)."""
 
 import math
 
 import pytest
+import small_tokenizers as small
 import torch
 from accelerate import Accelerator
 from models import flat_grad, make_model, make_rows, relative_error
 from tolerances import TIGHT
 
-from data.encode import Row
+from data.encode import Row, encode_records
+from data.rows import Record
 from data.trees import pack
 from losses import LOSSES
 from losses.forward import Policy
@@ -56,8 +58,52 @@ def test_mean_of_pairs_or_of_tokens():
     assert likelihood(by_token, batch, logps) == pytest.approx(3.4, rel=TIGHT)
 
 
+@pytest.mark.parametrize("layout", ["tree", "rectangle"])
+def test_padding_is_in_no_mean_even_where_the_pad_is_the_end_token(layout):
+    """D4, D5: prompt 2, response 3, padded to 7: three tokens of -1, of the -9 after them none."""
+    short, long = [7, 8, 2], [9, 9, 9, 9, 2]
+    rows = [Row(0, [5, 6], [short, long], [True, True], [1, 1])]
+    batch = pack(rows, layout=layout)
+    assert batch.mask.tolist() == [[True] * 3 + [False] * 2, [True] * 5]
+    assert [batch.targets[g].tolist() for g in batch.gather[0, batch.mask[0]]] == short
+    logps = torch.where(batch.mask, -1.0, -9.0).double()
+    metrics = {k: (s / n).item() for k, (s, n) in step(logps, batch, ORPOConfig()).metrics.items()}
+    assert metrics["mean_logps/chosen"] == metrics["mean_logps/rejected"] == -1.0
+    assert metrics["nll_loss"] == 1.0 and metrics["log_odds_ratio"] == 0.0
+
+
+def test_a_merge_that_shortens_the_prompt_of_one_response_is_a_pair_like_others():
+    """D10: ` newspaper` is one token, so ` new`, the prompt's last, is not one of `rejected`."""
+    tokenizer = small.gpt2()
+    (row,) = encode_records([Record("The new", ": good", "spaper")], tokenizer).rows
+    ends = [tokenizer.eos_token_id]
+    chosen, rejected = (tokenizer(f"The new{r}").input_ids + ends for r in (": good", "spaper"))
+    prompt = tokenizer("The new").input_ids
+    assert chosen[: len(prompt)] == prompt != rejected[: len(prompt)]
+    model = make_model("gpt_neox", vocab_size=len(tokenizer))
+    batch = pack([row], prompts=True)
+    output = step(Policy(model)(batch), batch, ORPOConfig(nll_scope="full"))
+    logps = [logps_alone(model, ids) for ids in (chosen, rejected)]
+    start = len(row.prompt) - 1
+    means = [x[start:].mean().item() for x in logps]
+    metrics = {k: (s / n).item() for k, (s, n) in output.metrics.items()}
+    near = {"rel": 100 * TIGHT}
+    assert metrics["nll_loss"] == pytest.approx(-logps[0].mean().item(), **near)
+    assert metrics["mean_logps/chosen"] == pytest.approx(means[0], **near)
+    assert metrics["mean_logps/rejected"] == pytest.approx(means[1], **near)
+
+
+def logps_alone(model, ids):
+    """Of every token but the first, without padding or mask."""
+    logps = model(torch.tensor([ids])).logits[0, :-1].log_softmax(-1)
+    return logps.gather(1, torch.tensor(ids[1:])[:, None])[:, 0].detach()
+
+
 def test_the_whole_step_written_out():
-    """nll - λ log σ(log-odds), from two probabilities: p_w = e^-0.5, p_l = e^-1.5."""
+    """nll - λ log σ(log-odds), from two probabilities: p_w = e^-0.5, p_l = e^-1.5.
+
+    D8: what is logged as `log_odds_ratio` is that, here above 0; its log-sigmoid never could be.
+    """
     row = Row(0, [5], [[6, 2], [7, 8, 2]], [True, True], [1, 1])
     batch, logps = batch_with_logps([row], 0.0, [[0.25, 0.75], [1, 1.5, 2]])
     odds = [math.exp(a) / (1 - math.exp(a)) for a in (-0.5, -1.5)]
@@ -65,6 +111,7 @@ def test_the_whole_step_written_out():
     assert likelihood(ORPOConfig(), batch, logps) == pytest.approx(expected, rel=TIGHT)
     metrics = {k: (s / n).item() for k, (s, n) in step(logps, batch, ORPOConfig()).metrics.items()}
     assert metrics["log_odds_ratio"] == pytest.approx(math.log(odds[0] / odds[1]), rel=TIGHT)
+    assert metrics["odds_ratio_loss"] == pytest.approx(math.log(1 + odds[1] / odds[0]), rel=TIGHT)
     assert metrics["nll_loss"] == pytest.approx(0.5, rel=TIGHT)
     assert metrics["rewards/margins"] == pytest.approx(0.1 * (1.5 - 0.5), rel=TIGHT)
     assert metrics["rewards/accuracies"] == 1

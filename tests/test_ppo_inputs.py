@@ -144,6 +144,52 @@ def test_a_reward_model_of_another_vocabulary_scores_but_starts_no_critic(go, tm
     assert f"reward {other}; critic from pocket" in told
 
 
+def once():
+    """A tokenizer is read once of each directory."""
+    few_samples()
+    from runtime import prompt_source
+
+    real, seen = prompt_source.load_tokenizer, []
+
+    def load(name, *args):
+        assert name not in seen, f"the tokenizer of {name} was loaded again"
+        seen.append(name)
+        return real(name, *args)
+
+    prompt_source.load_tokenizer = load
+
+
+def test_a_critic_that_refuses_trees_gets_the_rectangle_and_so_does_the_policy(go, tmp_path):
+    """A reward model of another family, with the policy's vocabulary."""
+    shape = dict(vocab_size=2000, pad_token_id=0, n_layer=2, n_head=4)
+    copy_base(tmp_path / "other")  # for its tokenizer
+    (tmp_path / "other" / "model.safetensors").unlink()
+    make_head("sequence", "bloom", torch.float32, **shape).save_pretrained(tmp_path / "other")
+    out, told = go(*QUICK, "--reward", tmp_path / "other", before=once)
+    assert f"critic from {tmp_path / 'other'}" in told
+    assert "padded rectangle, no token trees (ValueError" in told and ", because of the cri" in told
+    assert read(out, "config.json")["layout"] == "rectangle"
+    ratios = [row["val/ratio"] for row in metrics(out)[0]]
+    assert abs(ratios[0] - 1) < 1e-5
+
+
+def test_other_ends_of_the_generation_config_are_told_and_by_a_flag_obeyed(go, tmp_path):
+    """F4, F8: a Gemma's <end_of_turn>, say; here the full stop, with which pocket's answers end."""
+    copy_base(tmp_path / "other")
+    stop = json.loads((BASE / "tokenizer.json").read_text())["model"]["vocab"]["."]
+    file = tmp_path / "other" / "generation_config.json"
+    file.write_text(json.dumps({"eos_token_id": [0, stop]}))
+    plain, told = go(*QUICK, "--model", tmp_path / "other")
+    assert "; generate() would also stop at ., ppo by --stop_tokens" in told
+    out, told = go(*QUICK, "--model", tmp_path / "other", "--stop_tokens", ".")
+    assert "generate()" not in told
+    texts, others = (
+        [json.loads(row)["response"] for row in (run / "samples.jsonl").read_text().splitlines()]
+        for run in (plain, out)
+    )
+    assert any("." in text for text in texts) and not any("." in text for text in others)
+
+
 def test_elsewhere_a_reward_must_be_named(tmp_path):
     rows = write(tmp_path, {"train.jsonl": lines(*({"goal": f"do {i}"} for i in range(20)))})
     flags = [*QUICK, "--data", rows, "--output_dir", tmp_path / "out"]
@@ -196,6 +242,16 @@ def test_a_row_without_a_prompt_is_named(tmp_path, row):
     done = run("--loss", "ppo", *QUICK, "--prompts", prompts, "--reward", "a:b", before=no_model)
     assert done.code == errors.BAD_DATA
     assert done.line == f"{prompts}:2:prompt: missing; give `prompt`, or PIQA's `goal`"
+
+
+@pytest.mark.parametrize("value", ["drop", "truncate"])
+def test_a_flag_that_nothing_reads_is_refused(tmp_path, value):
+    done = run("--loss", "ppo", *QUICK, "--overlong", value, before=no_model, cwd=tmp_path)
+    assert done.code == errors.USAGE and not list(tmp_path.iterdir())
+    assert done.line == (
+        "--overlong has no effect with --loss ppo: responses end at --max_new_tokens, and prompts"
+        " are never cut"
+    )
 
 
 def test_no_prompt_file_is_one_line(tmp_path):

@@ -4,6 +4,7 @@ from dataclasses import fields, replace
 from functools import cache
 
 import pytest
+import small_tokenizers as small
 import torch
 from accelerate import Accelerator
 from datafiles import lines, write
@@ -12,6 +13,7 @@ from rollouts import SMALL, left_behind, near, train
 from data.errors import InputError
 from losses import LOSSES
 from losses.ppo import PPOConfig
+from rollout.sample import stop_ids
 from runtime.config import TrainConfig
 from runtime.prompt_source import PromptSource
 
@@ -20,6 +22,7 @@ KNOBS = {
     "rollout_size": ({}, 4, "steps"),
     "ppo_epochs": ({}, 1, "steps"),
     "max_new_tokens": ({}, 5, "responses"),
+    "stop_tokens": ({}, "5", "responses"),
     "temperature": ({}, 0.5, "responses"),
     "top_k": ({}, 2, "responses"),
     "top_p": ({}, 0.5, "responses"),
@@ -166,6 +169,33 @@ def test_sizes_that_do_not_divide_are_refused(batch_size, accelerator, message):
     with pytest.raises(InputError) as error:
         source(batch_size, accelerator=accelerator)
     assert (str(error.value), error.value.exit_code) == (message, 2)
+
+
+# --- where responses end -------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "stop_tokens, message",
+    [
+        ("Ġbuckett", "Ġbuckett: not one token of the tokenizer; did you mean Ġbucket?"),
+        ("Ġa,~~~~~~~~", "~~~~~~~~: not one token of the tokenizer; such are <|endoftext|>"),
+        ("Ġa,", ": not one token of the tokenizer; such are <|endoftext|>"),
+    ],
+)
+def test_a_stop_that_is_not_one_token_is_refused_before_anything_is_loaded(stop_tokens, message):
+    with pytest.raises(InputError) as error:
+        source(ppo=replace(SMALL, stop_tokens=stop_tokens))
+    assert (str(error.value), error.value.exit_code) == (f"--stop_tokens {message}", 2)
+
+
+@pytest.mark.parametrize("name", ["chatml", "unigram", "gemma"])
+def test_stop_tokens_are_those_of_the_vocabulary_and_the_end_token(name):
+    tokenizer = small.ALL[name]()
+    end, other = tokenizer.eos_token_id, len(tokenizer) - 1
+    token = tokenizer.convert_ids_to_tokens(other)
+    assert stop_ids(tokenizer, None) == (end,)
+    assert stop_ids(tokenizer, token) == stop_ids(tokenizer, f"{token},{tokenizer.eos_token}")
+    assert stop_ids(tokenizer, token) == (end, other)
 
 
 # --- where prompts and rewards are from ----------------------------------------------------------

@@ -1,13 +1,16 @@
 """What a PPO step says of itself, and settings that are easy to lose."""
 
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
 from models import flat_grad, make_rows, relative_error
 from rollouts import THROUGH_A_MODEL, PositionCritic, make_policy, near
 from tolerances import assert_close
+from torch import nn
 
+from data.encode import Row
 from data.trees import Trajectory, pack
 from losses.forward import ActorCriticOutput, Policy
 from losses.ppo import LOSS, PPOConfig, step
@@ -80,6 +83,34 @@ def test_the_entropy_is_that_of_the_distribution_each_token_was_drawn_from(layou
         assert found[: len(alone)].tolist() == near(alone.tolist())
         alone.pow(2).sum().backward()
     assert relative_error(gradient, flat_grad(model)) < THROUGH_A_MODEL
+
+
+class Memorised(nn.Module):
+    """Says 4, 5, 6, 7 after 3, each for certain, and before and after that anything at all."""
+
+    def __init__(self):
+        super().__init__()
+        self.config = make_policy().config
+        self.head = nn.Linear(8, 8, bias=False).double()
+        nn.init.eye_(self.head.weight)
+
+    def base_model(self, input_ids, **_):
+        sure = (input_ids >= 3) & (input_ids < 7)
+        hidden = nn.functional.one_hot((input_ids + 1) % 8, 8) * sure[..., None] * 1e4
+        return SimpleNamespace(last_hidden_state=hidden.double())
+
+    def get_output_embeddings(self):
+        return self.head
+
+
+@pytest.mark.parametrize("layout", ["tree", "rectangle"])
+def test_a_memorised_response_is_certain_at_every_token(layout):
+    """I6: one position off, and a token of the prompt or what follows the end would be seen."""
+    rows = [Row(0, [1, 2, 3], [[4, 5, 6, 7]], [True], [1]), Row(1, [0, 4], [[5, 6]], [True], [1])]
+    batch = pack(rows, layout=layout)
+    logps, entropies = Policy(Memorised()).with_entropy(batch, 1.0)
+    assert not logps.any() and not entropies.any()
+    assert batch.mask.tolist() == [[True] * 4, [True, True, False, False]]
 
 
 def test_metrics_are_masked():

@@ -12,7 +12,6 @@ from rollouts import (
     SMALL,
     THROUGH_A_MODEL,
     PositionCritic,
-    TwoStops,
     by_hand,
     make_policy,
     make_rollouts,
@@ -125,10 +124,11 @@ def test_advantages_are_the_double_sum(options, whiten):
 @pytest.mark.parametrize("truncation", ["terminal", "bootstrap"])
 def test_any_of_several_stop_tokens_is_an_end(truncation):
     """F8, G2: neither punished nor gone on from, and read by no reward."""
-    config = replace(SMALL, truncation=truncation, missing_eos_penalty=1.0)
-    made, rows, trajectory, _ = roll(config, kind=TwoStops)
-    assert {row.responses[0][-1] for row in rows if row.ends[0]} == {2, 5}
-    assert all(row.ends[0] == (row.responses[0][-1] in (2, 5)) for row in rows)
+    config = replace(SMALL, truncation=truncation, missing_eos_penalty=1.0, stop_tokens="6,2,6")
+    assert make_rollouts(config).sampling.stop_ids == (2, 6)  # the end token always, each once
+    made, rows, trajectory, _ = roll(config)
+    assert {row.responses[0][-1] for row in rows if row.ends[0]} == {2, 6}
+    assert all(row.ends[0] == (row.responses[0][-1] in (2, 6)) for row in rows)
     check(made, rows, trajectory)
 
 

@@ -2,15 +2,27 @@
 
 import pytest
 import torch
-from models import FAMILIES, flat_grad, float64_throughout, make_model, make_rows, relative_error
-from tolerances import TIGHT
+from models import (
+    FAMILIES,
+    flat_grad,
+    float64_throughout,
+    make_head,
+    make_model,
+    make_rows,
+    relative_error,
+)
+from tolerances import TIGHT, loose
+from transformers.models.auto.modeling_auto import (
+    MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING_NAMES as TOKEN_CLASSIFIERS,
+)
 
 from data.encode import Row
+from data.errors import InputError
 from data.trees import ROW_TOKENS, pack, shared_length, tree_mask, tree_tokens
 from losses.base import masked_sum
 from losses.forward import Policy
 from losses.logprobs import token_logprobs
-from runtime.layout import choose_layout
+from runtime.layout import choose_layout, common_layout
 
 # A forward and backward through three layers is some hundred roundings of what TIGHT allows one.
 THROUGH_A_MODEL = 100 * TIGHT  # 1e-10
@@ -58,6 +70,56 @@ def test_a_model_that_refuses_the_mask_takes_the_rectangle_and_says_so():
     layout, policy, line = choose_layout(model, "auto")
     assert (layout, policy.fused) == ("rectangle", True)
     assert "no token trees" in line and "ValueError" in line
+
+
+WITH_VALUES = [f for f, (name, _) in FAMILIES.items() if name in TOKEN_CLASSIFIERS]
+REFUSES = dict(family="bloom", dtype=torch.float32, n_layer=2, n_head=4)
+
+
+@pytest.mark.parametrize(
+    "others, who",
+    [
+        ([("the critic", make_head("token", **REFUSES), "value")], "the critic"),
+        (
+            [
+                ("the critic", make_head("token", "gpt_neox", torch.float32), "value"),
+                ("the reference", make_model(**REFUSES), "logps"),
+            ],
+            "the reference",
+        ),
+    ],
+    ids=["critic", "reference"],
+)
+def test_models_given_the_same_batches_take_trees_only_if_all_can(others, who):
+    """Values and log-probs of the layout chosen are those of each sequence by itself."""
+    models = [("--model", make_model(dtype=torch.float32), "logps"), *others]
+    layout, modules, line = common_layout(models, "auto")
+    assert layout == "rectangle" and len(modules) == len(models)
+    assert "no token trees (ValueError" in line and line.endswith(f", because of {who}")
+    rows, batch = make_rows(3), pack(make_rows(3), layout=layout, leaves=True)
+    expected = [x for row in rows for x in alone(models[0][1], row)]
+    for ours, logps in zip(modules[0](batch), expected, strict=True):
+        assert relative_error(ours[: len(logps)], logps) < loose(torch.float32)
+    with pytest.raises(InputError, match=rf"^--layout tree: {who} cannot take it \(ValueError"):
+        common_layout(models, "tree")
+    assert common_layout(models, "rectangle")[2] == "padded rectangle, as asked"
+    assert common_layout(models[:-1], "auto")[::2] == ("tree", "token trees")
+
+
+@pytest.mark.parametrize("family", WITH_VALUES)
+def test_critics_of_every_family_are_given_trees(family):
+    critic = make_head("token", family, torch.float32)
+    assert choose_layout(critic, "auto", "value")[::2] == ("tree", "token trees")
+
+
+def test_a_critic_whose_values_are_others_in_a_tree_is_noticed(monkeypatch):
+    """By its values alone: the policy, which has no window, still takes trees."""
+    right = tree_mask
+    monkeypatch.setattr("losses.forward.tree_mask", lambda *a, window=None: right(*a))
+    critic = make_head("token", "mistral with a window", torch.float32)
+    models = [("--model", make_model(dtype=torch.float32), "logps"), ("it", critic, "value")]
+    layout, _, line = common_layout(models, "auto")
+    assert layout == "rectangle" and "no token trees (value differ by" in line
 
 
 @pytest.mark.parametrize(
