@@ -128,39 +128,44 @@ class _TokenLogprobs(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        hidden, weight, targets, bias, kept = ctx.saved_tensors
-        need_hidden, need_weight, _, need_bias, *_ = ctx.needs_input_grad
-        scale = (grads[0] / ctx.temperature)[:, None]  # (N, 1), in the dtype of the softmax
-        grad_hidden = torch.empty_like(hidden) if need_hidden else None
-        # Summed over chunks in the softmax's dtype: a bfloat16 sum would lose what late chunks add.
-        grad_weight = torch.zeros_like(weight, dtype=scale.dtype) if need_weight else None
-        grad_bias = torch.zeros_like(bias, dtype=scale.dtype) if need_bias else None
-        for start in range(0, len(hidden), ctx.chunk_size):
-            chunk = slice(start, start + ctx.chunk_size)
-            if kept is not None:
-                d = kept
+        return _gradients(ctx, grads[0])
+
+
+def _gradients(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    """Gradients to the arguments of `_TokenLogprobs.forward`, given that to its (N,) result."""
+    hidden, weight, targets, bias, kept = ctx.saved_tensors
+    need_hidden, need_weight, _, need_bias, *_ = ctx.needs_input_grad
+    scale = (grad / ctx.temperature)[:, None]  # (N, 1), in the dtype of the softmax
+    grad_hidden = torch.empty_like(hidden) if need_hidden else None
+    # Summed over chunks in the softmax's dtype: a bfloat16 sum would lose what late chunks add.
+    grad_weight = torch.zeros_like(weight, dtype=scale.dtype) if need_weight else None
+    grad_bias = torch.zeros_like(bias, dtype=scale.dtype) if need_bias else None
+    for start in range(0, len(hidden), ctx.chunk_size):
+        chunk = slice(start, start + ctx.chunk_size)
+        if kept is not None:
+            d = kept
+        else:
+            logits = _logits(hidden[chunk], weight, bias, ctx.temperature)
+            d = _onehot_minus_softmax(logits, logits.logsumexp(1), targets[chunk])
+            d = d.to(hidden.dtype)
+        if grad_hidden is not None:
+            grad_hidden[chunk] = scale[chunk] * (d @ weight)
+        if grad_weight is not None:
+            scaled = (scale[chunk] * hidden[chunk]).to(hidden.dtype)
+            if grad_weight.dtype == d.dtype:
+                grad_weight.addmm_(d.T, scaled)
             else:
-                logits = _logits(hidden[chunk], weight, bias, ctx.temperature)
-                d = _onehot_minus_softmax(logits, logits.logsumexp(1), targets[chunk])
-                d = d.to(hidden.dtype)
-            if grad_hidden is not None:
-                grad_hidden[chunk] = scale[chunk] * (d @ weight)
-            if grad_weight is not None:
-                scaled = (scale[chunk] * hidden[chunk]).to(hidden.dtype)
-                if grad_weight.dtype == d.dtype:
-                    grad_weight.addmm_(d.T, scaled)
-                else:
-                    grad_weight += d.T @ scaled
-            if grad_bias is not None:
-                grad_bias += (d.T @ scale[chunk].to(d.dtype))[:, 0]
-        return (
-            grad_hidden,
-            None if grad_weight is None else grad_weight.to(weight.dtype),
-            None,
-            None if grad_bias is None else grad_bias.to(bias.dtype),
-            None,
-            None,
-        )
+                grad_weight += d.T @ scaled
+        if grad_bias is not None:
+            grad_bias += (d.T @ scale[chunk].to(d.dtype))[:, 0]
+    return (
+        grad_hidden,
+        None if grad_weight is None else grad_weight.to(weight.dtype),
+        None,
+        None if grad_bias is None else grad_bias.to(bias.dtype),
+        None,
+        None,
+    )
 
 
 def softmax_dtype(x: Tensor) -> torch.dtype:

@@ -150,6 +150,9 @@ def _load_model(
         for key, found, wanted in sorted(info["mismatched_keys"]):
             shapes = f"{tuple(found)} in its weight files and {tuple(wanted)} by its config.json"
             raise ValueError(f"{key} is {shapes}")
+        # The weights are the file's pages in memory: whoever overwrote it would undo the training.
+        for parameter in model.parameters():
+            parameter.data = parameter.data.clone()
         return model, set(info["missing_keys"])
 
     return _load(name, flag, "it", load)
