@@ -49,7 +49,15 @@ from runtime.metrics import Totals
 from runtime.models import make_optimizer
 from runtime.outcome import launch
 from runtime.prompt_source import PromptSource
-from runtime.report import Progress, command, draw_curves, model_card, table, versions
+from runtime.report import (
+    Progress,
+    command,
+    draw_curves,
+    model_card,
+    peak_memory,
+    table,
+    versions,
+)
 from runtime.row_source import RowSource
 from runtime.source import Source
 
@@ -231,6 +239,7 @@ def train(args: Args, accelerator: Accelerator, directory: RunDirectory) -> None
         "tokens": all_tokens,
         "seconds": time.perf_counter() - began,
         "rows_per_second": step * config.batch_size / seconds,
+        "peak_memory_bytes": peak_memory(accelerator.device),
         "data": source.data,
         "versions": versions(),
     }

@@ -39,17 +39,22 @@ def read_run(directory: Path) -> dict[str, Any]:
         "model": Path(train["model"]).name,
         "data": Path(train["data"]).name,
         "seed": train["seed"],
-        # where things lay on that machine is nobody's business
-        "command": re.sub(r"(?<=\s)[~./]*/\S*/", "", config["command"]),
+        "command": without_folders(config["command"]),
         "steps": summary["steps"],
         "rows": summary["rows"],
         "seconds": round(summary["seconds"], 1),
+        **{k: summary[k] for k in ("peak_memory_bytes",) if k in summary},
         **{
             when: {k: v for k, v in summary[when].items() if k in SHOWN}
             for when in ("before", "after")
         },
         "versions": summary["versions"],
     }
+
+
+def without_folders(text: str) -> str:
+    """A text with the paths in it cut to their ends: where things lay is nobody's business."""
+    return re.sub(r"(?<!\S)[~./]*/\S*/", "", text)
 
 
 def machine() -> dict[str, Any]:

@@ -14,7 +14,7 @@ from data.readers import CsvRow
 from data.rows import COLUMNS, Record, Text, kind_of, make_record
 from data.sources import Part, open_source
 
-__all__ = ["Record", "Text", "hold_out", "load_data"]
+__all__ = ["Record", "Text", "hold_out", "load_data", "load_heldout"]
 
 
 def load_data(
@@ -71,6 +71,17 @@ def load_data(
     seen = {_key(record) for record in train}
     overlap = sum(_key(record) in seen for record in heldout)
     return train, heldout, told + (f" ({overlap:,} of them also in train)" if overlap else "")
+
+
+def load_heldout(data: str) -> tuple[list[Record], str]:
+    """The held-out part of `data`, or all of it if it has no parts; and a line on where it is from.
+
+    Every row has two responses, and the first bad one raises InputError.
+    """
+    source = open_source(data)
+    part = source.heldout or source.train
+    assert part is not None
+    return _read_part(part, True, {}, "stop")
 
 
 def _read_part(

@@ -32,6 +32,7 @@ PIQA = ("goal", "sol1", "sol2", "label")
 COMPLETION = ("prompt", "completion")
 KINDS = (PREFERENCE, IMPLICIT, PIQA, COMPLETION)
 COLUMNS = {column for kind in KINDS for column in kind} | {"margin"}
+BEFORE_GOAL, AFTER_GOAL = "Question: ", "\nAnswer:"
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +42,7 @@ class Record:
     rejected: Text | None  # None for prompt/completion data
     margin: float | None = None  # by how much chosen should win (reward model)
     where: str = ""  # "train.jsonl:17", for messages
+    label: int | None = None  # PIQA's: 0 if the chosen one is sol1, 1 if it is sol2
 
 
 def kind_of(
@@ -86,8 +88,9 @@ def make_record(
         raise InputError(f"{where}:prompt: the first row has no such column; give it in every row")
     prompt: Text | None
     names: Sequence[str]
+    piqa_label: int | None = None
     if kind == PIQA:
-        prompt = f"Question: {_string(row['goal'], where, 'goal')}\nAnswer:"
+        prompt = f"{BEFORE_GOAL}{_string(row['goal'], where, 'goal')}{AFTER_GOAL}"
         first = _response(row, "sol1", where)
         second = _response(row, "sol2", where)
         if not isinstance(first, str) or not isinstance(second, str):
@@ -97,6 +100,7 @@ def make_record(
             raise InputError(
                 f"{where}:label: {short(label)} is not 0 or 1; 0 says sol1 is right, 1 sol2"
             )
+        piqa_label = label
         responses: list[Text] = (
             [f" {second}", f" {first}"] if label else [f" {first}", f" {second}"]
         )
@@ -125,7 +129,7 @@ def make_record(
             raise InputError(f"{where}:margin: {short(margin)} is not finite; give a finite number")
         margin = float(margin)
     rejected = responses[1] if len(responses) == 2 else None
-    return Record(prompt, responses[0], rejected, margin, where)
+    return Record(prompt, responses[0], rejected, margin, where, piqa_label)
 
 
 def _join(

@@ -37,9 +37,9 @@ class TrainConfig:
     max_tokens: int = 4096
     """Tokens per forward on each process; a step is cut into as many micro-batches as it takes."""
     max_length: int = 1024
-    """Longest prompt + response in tokens; what is longer is cut or dropped (--overlong)."""
+    """Longest prompt + response in tokens: see --overlong. PPO leaves out prompts without room."""
     overlong: Literal["truncate", "drop"] = "truncate"
-    """What happens to longer rows: cut the response's end (no end token then), or drop the row."""
+    """Of longer rows cut the response's end (no end token then), or drop them. Not for ppo."""
 
     learning_rate: float | None = None
     """Peak learning rate (default: the loss's own)."""
@@ -54,6 +54,8 @@ class TrainConfig:
 
     eval_every: int = 0
     """Evaluate on the held-out rows every so many steps; 0: only before and after."""
+    lm_eval: bool = False
+    """At every evaluation let lm-eval's own piqa task score the held-out rows too (PIQA rows)."""
     seed: int = 0
     """Fixes the order of the rows and whatever else is drawn."""
     mixed_precision: Literal["no", "bf16", "fp16"] = "no"

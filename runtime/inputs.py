@@ -12,6 +12,7 @@ from transformers import PreTrainedTokenizerBase
 
 from data.encode import Row, encode_records
 from data.errors import USAGE, InputError
+from data.piqa import piqa_rows
 from data.records import load_data
 from data.trees import Layout, TreeBatch, pack, tree_tokens
 from losses.base import Loss
@@ -26,6 +27,7 @@ class Rows:
     layout: Layout = "tree"
     ref_logps: Tensor | None = None  # (rows, responses)
     packing: Mapping[str, bool] = field(default_factory=dict)  # what else the loss needs in a batch
+    piqa: Sequence[Mapping[str, object]] = ()  # the rows as lm-eval takes them, for --lm_eval
 
     @property
     def lengths(self) -> list[int]:
@@ -61,6 +63,7 @@ def load_rows(
     )
     if loss.branches == 1:  # it trains on the chosen response; the other is for held-out accuracy
         records = [replace(record, rejected=None) for record in records]
+    piqa = piqa_rows(heldout) if config.lm_eval else []
     lines = [f"data: {told}"]
     splits = []
     for name, part in (("train", records), ("held out", heldout)):
@@ -69,7 +72,7 @@ def load_rows(
         )
         lines.append(encoded.report.line(name))
         splits.append(Rows(encoded.rows, packing=loss.packing(loss_config)))
-    return splits[0], splits[1], lines
+    return splits[0], replace(splits[1], piqa=piqa), lines
 
 
 def parse_columns(text: str | None) -> dict[str, str]:

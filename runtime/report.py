@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import json
+import re
 import shlex
 import sys
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import torch
 from tqdm import tqdm
 
 NAMES = {
     "loss": "held-out loss",
     "accuracy": "held-out accuracy",
     "accuracy_norm": "held-out accuracy, per character",
+    "lm_eval/acc": "lm-eval piqa acc",
+    "lm_eval/acc_norm": "lm-eval piqa acc_norm",
     "rewards/margins": "reward margin",
     "logps/chosen": "log-prob of the chosen response",
     "logps/rejected": "log-prob of the rejected response",
@@ -23,7 +27,7 @@ NAMES = {
     "kl": "KL to the start, per answer",
     "response_length": "tokens per answer",
 }
-PERCENT = ("accuracy", "accuracy_norm", "success")
+PERCENT = ("accuracy", "accuracy_norm", "lm_eval/acc", "lm_eval/acc_norm", "success")
 
 
 def table(summary: dict[str, Any]) -> str:
@@ -45,6 +49,19 @@ def _cell(key: str, value: float) -> str:
 def versions() -> dict[str, str]:
     """Of the packages that a run's numbers depend on."""
     return {name: version(name) for name in ("torch", "transformers", "accelerate", "datasets")}
+
+
+def peak_memory(device: torch.device) -> int:
+    """Most bytes that this process has held: of the GPU where it computes on one, else of RAM."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    status = Path("/proc/self/status")
+    if status.exists():  # getrusage would count what the process that started this one held
+        return 1024 * int(re.findall(r"^VmHWM:\s*(\d+) kB", status.read_text("utf-8"), re.M)[0])
+    import resource  # not on Windows
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else 1024 * peak
 
 
 def command() -> str:

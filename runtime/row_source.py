@@ -14,6 +14,7 @@ from data.batches import split, step_rows, total_steps
 from data.trees import TreeBatch
 from losses.base import Loss
 from runtime.config import TrainConfig
+from runtime.harness import piqa_accuracy
 from runtime.heldout import evaluate
 from runtime.inputs import load_rows, show_examples
 from runtime.layout import choose_layout
@@ -102,7 +103,7 @@ class RowSource:
         return {}
 
     def evaluate(self) -> dict[str, float]:
-        return evaluate(
+        found = evaluate(
             self.accelerator,
             self.policy,
             self.loss,
@@ -110,3 +111,12 @@ class RowSource:
             self.heldout,
             self.config.max_tokens,
         )
+        if self.config.lm_eval:
+            found |= piqa_accuracy(
+                self.model,
+                self.tokenizer,
+                self.heldout.piqa,
+                batch_size=max(1, min(16, self.config.max_tokens // max(self.heldout.lengths))),
+                accelerator=self.accelerator,
+            )
+        return found

@@ -1,0 +1,89 @@
+"""A model to evaluate: a base model, what a run left, or an adapter on its base model."""
+
+from __future__ import annotations
+
+import json
+import warnings
+from pathlib import Path
+from typing import Any
+
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from data.errors import NO_INPUT, USAGE, InputError
+from runtime.models import load_causal_lm, load_tokenizer, locate
+
+ADAPTER = "adapter_config.json"
+
+
+def resolve(name: str) -> str:
+    """The directory or hub id that `name` means: of a run directory (`runs/dpo`), its `final/`.
+
+    Raises:
+        InputError: nothing is there, the run did not finish, or it is a reward model.
+    """
+    if name == "pocket":
+        return name
+    path = Path(name).expanduser()
+    if (path / "final").is_dir():
+        path = path / "final"
+    elif (path / "status.json").exists():
+        state = json.loads((path / "status.json").read_text("utf-8")).get("state")
+        raise InputError(f"--model {name}: this run is {state} and left no final/", NO_INPUT)
+    if (path / ADAPTER).exists():
+        base_model(path)
+        return str(path)
+    where = locate(str(path) if path.exists() else name)
+    config = Path(where, "config.json")
+    if config.exists():
+        kinds = json.loads(config.read_text("utf-8")).get("architectures") or []
+        if any("Classification" in kind for kind in kinds):
+            raise InputError(
+                f"--model {name}: a reward model ({kinds[0]}), which gives scores and no"
+                " log-probabilities; its held-out accuracy is in the run's summary.json",
+                USAGE,
+            )
+    return where
+
+
+def base_model(adapter: Path) -> str:
+    """The directory or hub id of the base model that an adapter directory names."""
+    file = adapter / ADAPTER
+    try:
+        name = json.loads(file.read_text("utf-8"))["base_model_name_or_path"]
+        if not isinstance(name, str):
+            raise ValueError(f"base_model_name_or_path is {name!r}")
+        base = resolve(name)
+    except (ValueError, KeyError) as error:
+        raise InputError(f"{file}: names no base model ({error!r})") from error
+    except InputError as error:
+        raise InputError(f"{file}: its base model: {error}", error.exit_code) from error
+    if (Path(base) / ADAPTER).exists():
+        raise InputError(f"{file}: its base model {base} is an adapter too; merge that one first")
+    return base
+
+
+def load(where: str, *, dtype: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """The model and tokenizer of what `resolve` returned; InputError if they cannot be had.
+
+    An adapter is put on its base model through `peft`, not merged into it.
+    """
+    if not (Path(where) / ADAPTER).exists():
+        return load_causal_lm(where, dtype=dtype), load_tokenizer(where)
+    try:
+        from peft import PeftModel
+    except ImportError as error:
+        raise InputError(
+            f"--model {where}: an adapter, which needs peft: pip install 'alignment-losses[lora]'",
+            USAGE,
+        ) from error
+    base = base_model(Path(where))
+    model: Any = load_causal_lm(base, dtype=dtype, flag=f"--model {where}: base model")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)  # of what peft calls in transformers
+            model = PeftModel.from_pretrained(model, where)
+    except (OSError, ValueError, RuntimeError, KeyError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise InputError(f"--model {where}: the adapter cannot be loaded: {reason}") from error
+    own = (Path(where) / "tokenizer.json").exists()
+    return model, load_tokenizer(where if own else base)

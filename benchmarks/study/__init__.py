@@ -1,0 +1,1 @@
+"""The comparison study: plan -> train -> measure -> tables and figures -> page."""

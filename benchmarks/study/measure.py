@@ -1,0 +1,238 @@
+"""What each model of the study does: lm-eval's accuracy row by row, and the answers it samples.
+
+One JSON a model, kept as long as the weights it was made from are the same.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from benchmarks.study.plan import Study
+from benchmarks.study.runner import Outcomes, fingerprint, read_json, write_json
+from data.batches import cover
+from data.encode import Row, encode_records
+from data.errors import InputError
+from data.piqa import piqa_rows
+from data.prompts import encode_prompts, load_prompts
+from data.records import Record, load_data
+from data.trees import Layout, pack, tree_tokens
+from losses.base import masked_sum
+from rollout.sample import Sampling, sample
+from rollout.score import ModelReward
+from runtime.harness import piqa_scores
+from runtime.inputs import parse_columns
+from runtime.layout import choose_layout
+from runtime.models import load_causal_lm, load_scorer, load_tokenizer
+
+MAX_TOKENS = 4096  # of a forward; nothing is kept for a backward
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A model to measure, as the token-tree forward and as the sampler take it."""
+
+    model: PreTrainedModel
+    policy: nn.Module
+    layout: Layout
+
+
+class Bench:
+    """What all models of one seed are measured with; each part is loaded when first asked for."""
+
+    def __init__(self, study: Study, seed: int, reward: Path | None) -> None:
+        self.study, self.seed, self.reward_path = study, seed, reward
+        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self.tokenizer = load_tokenizer(study.model)
+        self.columns = parse_columns(study.shared("columns"))
+        self.max_length = int(study.shared("max_length") or 1024)
+
+    def load(self, name: str) -> Subject:
+        model: PreTrainedModel = load_causal_lm(name, dtype="float32").requires_grad_(False)
+        cast(nn.Module, model).to(self.device)
+        layout, policy, _ = choose_layout(model, "auto")
+        return Subject(model, policy, layout)
+
+    @cached_property
+    def base(self) -> Subject:
+        return self.load(self.study.model)
+
+    @cached_property
+    def reward(self) -> ModelReward | None:
+        if self.reward_path is None:
+            return None
+        tokenizer = load_tokenizer(str(self.reward_path))
+        model = load_scorer(str(self.reward_path), tokenizer, dtype="float32")
+        cast(nn.Module, model).to(self.device)
+        layout = choose_layout(model.requires_grad_(False), "auto", "score")[0]
+        return ModelReward(model, tokenizer, layout=layout, max_length=self.max_length)
+
+    @cached_property
+    def records(self) -> list[Record]:
+        study = self.study
+        return load_data(
+            study.data, study.eval_data, pairs=True, columns=self.columns, seed=self.seed
+        )[1]
+
+    @cached_property
+    def prompts(self) -> list[tuple[str, list[int]]]:
+        """Held-out prompts: (text, token ids)."""
+        study = self.study
+        found = load_prompts(
+            study.data, self.seed, eval_data=study.eval_data, columns=self.columns
+        )[1]
+        return encode_prompts(found, self.tokenizer, self.max_length)
+
+    def key(self, weights: str) -> dict[str, Any]:
+        """All that a measurement depends on; another key means measure again."""
+        study = self.study
+        return {
+            "weights": fingerprint(weights),
+            "base": fingerprint(study.model),
+            "reward": fingerprint(self.reward_path) if self.reward_path else None,
+            "data": [fingerprint(d) for d in (study.data, study.eval_data) if d and d != "pocket"],
+            "seed": self.seed,
+            "samples": study.samples,
+            "max_new_tokens": study.max_new_tokens,
+            "max_length": self.max_length,
+            "columns": self.columns,
+            "lm_eval": version("lm-eval"),
+        }
+
+    def weights(self, name: str) -> str:
+        """Where a model of the study lies."""
+        return (
+            self.study.model if name == "base" else f"{self.study.directory(self.seed, name)}/final"
+        )
+
+    def measure(self, name: str) -> dict[str, Any]:
+        subject = self.base if name == self.study.model else self.load(name)
+        return self.accuracy(subject) | {"answers": self.answers(subject)}
+
+    # ---------------------------------------------------------------- accuracy
+
+    def accuracy(self, subject: Subject) -> dict[str, Any]:
+        """`rows`: a held-out pair's (log p chosen, log p rejected, acc, acc_norm)."""
+        try:
+            docs = piqa_rows(self.records)
+        except InputError:  # worded otherwise: not a task of lm-eval's
+            encoded = encode_records(self.records, self.tokenizer, max_length=self.max_length)
+            return {
+                "scored_by": "this project's own forward, by lm-eval's rules for acc and acc_norm",
+                "rows": score_pairs(subject, encoded.rows, self.device),
+            }
+        scores = piqa_scores(subject.model, self.tokenizer, docs, batch_size=16)
+        rows = []
+        for doc, score in zip(docs, scores, strict=True):
+            chosen, rejected = (score.logp1, score.logp2)[:: -1 if doc["label"] else 1]
+            rows.append([chosen, rejected, score.acc, score.acc_norm])
+        return {"scored_by": f"lm-eval {version('lm-eval')}, its own task piqa", "rows": rows}
+
+    # ---------------------------------------------------------------- answers
+
+    @torch.no_grad()
+    def answers(self, subject: Subject) -> dict[str, list[Any]]:
+        """Answers to the held-out prompts, at temperature 1 with the same random numbers for all.
+
+        `kl`: an answer's sum over tokens of log π - log base, in nats; its mean over answers
+        drawn from π is an unbiased estimate of the KL divergence from the base.
+        """
+        times = -(-self.study.samples // len(self.prompts))
+        asked = self.prompts * times
+        stops = (int(cast(int, self.tokenizer.eos_token_id)),)
+        sampled = sample(
+            subject.model,
+            [tokens for _, tokens in asked],
+            Sampling(self.study.max_new_tokens, stops),
+            torch.Generator().manual_seed(self.seed),
+            max_tokens=4 * MAX_TOKENS,
+        )
+        texts = [
+            str(
+                self.tokenizer.decode(
+                    s.tokens[: len(s.tokens) - s.finished], clean_up_tokenization_spaces=False
+                )
+            )
+            for s in sampled
+        ]
+        rows = [
+            Row(i, tokens, [s.tokens], [s.finished], [max(len(text), 1)])
+            for i, ((_, tokens), s, text) in enumerate(zip(asked, sampled, texts, strict=True))
+        ]
+        ours, base = (sequence_logps(who, rows, self.device) for who in (subject, self.base))
+        prompts = [text for text, _ in asked]
+        found: dict[str, list[Any]] = {
+            "prompts": prompts,
+            "texts": texts,
+            "tokens": [len(s.tokens) for s in sampled],
+            "finished": [s.finished for s in sampled],
+            "kl": (ours - base).tolist(),
+        }
+        if self.reward is not None:
+            found["reward"] = self.reward(prompts, texts)
+        if self.study.data == "pocket":
+            from data.pocket import grade
+
+            found["right"] = [grade(p, t) for p, t in zip(prompts, texts, strict=True)]
+        return found
+
+
+@torch.no_grad()
+def score_pairs(subject: Subject, rows: Sequence[Row], device: torch.device) -> list[list[float]]:
+    """(log p chosen, log p rejected, acc, acc_norm) of each pair, end tokens not counted."""
+    found: list[list[float]] = [[] for _ in rows]
+    for members in cover([tree_tokens(row) for row in rows], 1, MAX_TOKENS)[0]:
+        batch = pack([rows[i] for i in members], layout=subject.layout).to(device)
+        logps = masked_sum(subject.policy(batch), batch.text_mask())
+        each = (logps / batch.characters).view(-1, 2).tolist()
+        for i, pair, norm in zip(members, logps.view(-1, 2).tolist(), each, strict=True):
+            found[i] = [*pair, float(pair[0] > pair[1]), float(norm[0] > norm[1])]
+    return found
+
+
+def sequence_logps(subject: Subject, rows: Sequence[Row], device: torch.device) -> Tensor:
+    """(rows,) log-probability of each row's one response, its end token counted."""
+    found = torch.zeros(len(rows), dtype=torch.float64)
+    for members in cover([tree_tokens(row) for row in rows], 1, MAX_TOKENS)[0]:
+        batch = pack([rows[i] for i in members], layout=subject.layout).to(device)
+        found[members] = masked_sum(subject.policy(batch), batch.mask).double().cpu()
+    return found
+
+
+def measure_all(study: Study, outcomes: Outcomes, tell: Callable[[str], None]) -> None:
+    """Write answers/seedS/MODEL.json for the base and every model that there is."""
+    names = ["base", *(stage.name for stage in study.stages if stage.loss != "reward")]
+    todo: list[tuple[int, str]] = []
+    for seed in study.seeds:
+        bench = bench_of(study, outcomes, seed)
+        for name in names:
+            if name == "base" or outcomes[seed, name].state == "finished":
+                if read_json(study.answers(seed, name)).get("key") != bench.key(
+                    bench.weights(name)
+                ):
+                    todo.append((seed, name))
+    began = time.monotonic()
+    for number, (seed, name) in enumerate(todo, 1):
+        if bench.seed != seed or number == 1:  # one seed's base and judge in memory at a time
+            bench = bench_of(study, outcomes, seed)
+        weights = bench.weights(name)
+        found = {"key": bench.key(weights)} | bench.measure(weights)
+        write_json(study.answers(seed, name), found)
+        seconds = (time.monotonic() - began) / number * (len(todo) - number)
+        later = f"; about {seconds / 60:.1f} min left" if seconds else ""
+        tell(f"[{number}/{len(todo)}] seed {seed} {name}: measured{later}")
+
+
+def bench_of(study: Study, outcomes: Outcomes, seed: int) -> Bench:
+    judges = [s.name for s in study.stages if s.loss == "reward"]
+    there = [name for name in judges if outcomes[seed, name].state == "finished"]
+    return Bench(study, seed, study.directory(seed, there[0]) / "final" if there else None)

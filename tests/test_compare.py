@@ -1,0 +1,223 @@
+"""The comparison study without its trainings: plan, budget, statistics, page. Runs: *_runs.py."""
+
+import html.parser
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from runs import pocket_rows, read, run, write_rows
+from tolerances import loose
+
+from benchmarks.compare import make_study, parse
+from benchmarks.study.plan import PPO_EPOCHS, PPO_ROLLOUT, STAGES, Study, parse_settings
+from data.errors import InputError
+from losses.ppo import PPOConfig
+from runtime.cli import parse_args
+from runtime.report import peak_memory
+
+
+def study(*argv) -> Study:
+    return make_study(parse([str(part) for part in argv]))
+
+
+def flags(of: Study, name: str) -> dict[str, str | None]:
+    return of.flags(of.stage(name))
+
+
+# ---------------------------------------------------------------- stages and their commands
+
+
+def test_every_stage_starts_from_what_the_issue_says():
+    needs = {stage.name: (stage.loss, stage.needs) for stage in STAGES}
+    assert needs == {
+        "sft": ("sft", []),
+        "reward": ("reward", []),
+        "ppo": ("ppo", ["sft", "reward"]),
+        "dpo": ("dpo", []),
+        "orpo": ("orpo", []),
+        "sft-dpo": ("dpo", ["sft"]),
+        "sft-orpo": ("orpo", ["sft"]),
+    }
+    order = [stage.name for stage in STAGES]
+    assert all(order.index(n) < order.index(s.name) for s in STAGES for n in s.needs)
+
+
+def test_commands_are_ones_that_train_py_takes(tmp_path):
+    s = study("--output_dir", tmp_path, "--seeds", 3)
+    found = {stage.name: parse_args(s.argv(stage, 3)) for stage in s.stages}
+    run_dir = f"{tmp_path}/runs/seed3"
+    assert found["ppo"].config.model == f"{run_dir}/sft/final"
+    assert found["ppo"].loss_flags["reward"] == f"{run_dir}/reward/final"
+    assert found["sft-dpo"].config.model == f"{run_dir}/sft/final"
+    assert found["dpo"].config.model == "pocket"
+    assert {args.config.seed for args in found.values()} == {3}
+    assert len({args.config.output_dir for args in found.values()}) == len(STAGES)
+
+
+def test_the_same_number_of_pairs_for_every_stage():
+    assert (PPO_ROLLOUT, PPO_EPOCHS) == (PPOConfig().rollout_size, PPOConfig().ppo_epochs)
+    for s in (study(), study("--pairs", 640), study("--set", "dpo=--batch_size 64")):
+        for stage in s.stages:
+            args = parse_args(s.argv(stage, 0))
+            steps, batch = args.config.max_steps, args.config.batch_size
+            passes = args.loss_flags["ppo_epochs"] if stage.loss == "ppo" else 1
+            assert steps * batch == s.budget * passes, stage.name
+    assert study().budget == 3200
+    assert study("--pairs", 640).budget == 640
+
+
+def test_ppo_samples_the_budget_whatever_its_sizes():
+    s = study("--pairs", 256, "--set", "ppo=--rollout_size 128 --batch_size 32 --ppo_epochs 2")
+    assert flags(s, "ppo")["max_steps"] == str(2 * 2 * 4)  # rollouts x epochs x minibatches
+
+
+def test_off_pocket_the_default_is_one_pass_over_the_rows(tmp_path):
+    row = '{"prompt": "p", "chosen": " a", "rejected": " b"}\n'
+    for name, count in (("train", 200), ("valid", 5)):
+        (tmp_path / f"{name}.jsonl").write_text(row * count)
+    assert study("--data", tmp_path).budget == 192  # rounded down to whole rollouts of 64
+    assert study("--data", tmp_path, "--epochs", 2).budget == 384
+    assert flags(study("--data", tmp_path), "dpo")["batch_size"] == "16"
+    assert "learning_rate" not in flags(study("--data", tmp_path), "dpo")
+
+
+def test_settings_reach_the_stages_they_name_and_no_other():
+    s = study("--set", "all=--mixed_precision bf16 --beta 0.3", "--set", "reward=--epochs 2",
+              "--set", "ppo=--no-whiten_advantages --learning_rate 1e-5")  # fmt: skip
+    assert all(flags(s, stage.name)["mixed_precision"] == "bf16" for stage in s.stages)
+    assert {stage.name for stage in s.stages if "beta" in flags(s, stage.name)} == {
+        "dpo",
+        "sft-dpo",
+    }
+    assert "max_steps" not in flags(s, "reward") and flags(s, "reward")["epochs"] == "2"
+    ppo = parse_args(s.argv(s.stage("ppo"), 0))
+    assert ppo.config.learning_rate == 1e-5 and ppo.loss_flags["whiten_advantages"] is False
+
+
+@pytest.mark.parametrize("argv, said", [
+    (["--pairs", "100"], "give a multiple of 64, 128 for one"),
+    (["--pairs", "0"], "--pairs 0 must be above 0"),
+    (["--seeds", "a"], "--seeds a: give whole numbers"),
+    (["--stages", "dpp"], "--stages dpp: choose from sft, reward"),
+    (["--stages", "sft", "ppo"], "ppo needs reward; add it"),
+    (["--set", "dpo=--bta 1"], "dpo: unknown flag --bta: did you mean --beta?"),
+    (["--set", "all=--bta 1"], "unknown flag --bta"),
+    (["--set", "dppo=--beta 1"], "--set dppo: no such stage"),
+    (["--set", "dpo"], 'write STAGE="--flag value ..."'),
+    (["--set", "dpo=--beta 1 2"], "'2' follows no flag"),
+    (["--set", "dpo=--seed 1"], "--set dpo: --seed is the study's own"),
+    (["--set", "ppo=--epochs 2"], "give ppo --max_steps, not --epochs"),
+    (["--set", "dpo=--learning_rate -1"], "dpo: --learning_rate -1.0 must be above 0"),
+])  # fmt: skip
+def test_a_wrong_command_line_is_one_line_before_anything_runs(argv, said):
+    with pytest.raises(InputError) as error:
+        study(*argv)
+    assert said in str(error.value) and "\n" not in str(error.value)
+    assert error.value.exit_code == 2
+
+
+def test_settings_are_split_as_a_shell_does():
+    assert parse_settings(["a=--x=1 --y 'b c' --z", "a=--x 2"]) == {
+        "a": {"x": "2", "y": "b c", "z": None}
+    }
+
+
+# ---------------------------------------------------------------- statistics
+
+
+def measured(rows, kl=(0.0, 2.0), **answers):
+    return {
+        "rows": rows,
+        "answers": {"kl": list(kl), "tokens": [3, 5], "finished": [True, False], **answers},
+    }
+
+
+def test_a_models_numbers_are_means_with_their_standard_error():
+    from benchmarks.study.collect import describe, over_seeds
+
+    base = measured([[-1.0, -2.0, 1, 0], [-2.0, -1.0, 0, 0]])
+    one = describe(measured([[-1.0, -3.0, 1, 1], [-2.0, -3.0, 1, 1]], right=[True, False]), base)
+    assert one["acc"] == (1.0, 0.0) and one["logp_rejected"] == (-3.0, 0.0)
+    assert one["kl"] == (1.0, 1.0)  # standard deviation sqrt 2, of two
+    assert one["truncated"][0] == 0.5 and one["right"][0] == 0.5 and "reward" not in one
+    assert one["p_acc"] == {"base_only": 0, "only": 1, "p": 1.0}
+    assert one["p_acc_norm"]["p"] == 0.5
+    two = describe(measured([[-1.0, -3.0, 0, 1], [-2.0, -3.0, 1, 0]], kl=(3.0, 3.0)), base)
+    both = over_seeds([one, two])
+    assert both["kl"] == (2.0, pytest.approx(math.sqrt(2)))  # over seeds now
+    assert both["p_acc_norm"] == 1.0  # the larger of 0.5 and 1
+
+
+def test_lm_eval_and_the_projects_own_forward_give_the_same_rows(tmp_path, monkeypatch):
+    """Rows in PIQA's words go through lm-eval, others through the forward that trains."""
+    from benchmarks.study import measure
+
+    def refuse(records):
+        raise InputError("not worded as PIQA is")
+
+    rows = pocket_rows(1, 24)[1]
+    bench = measure.Bench(Study(data=str(write_rows(tmp_path, rows[:1], rows))), 0, None)
+    theirs = bench.accuracy(bench.base)
+    monkeypatch.setattr(measure, "piqa_rows", refuse)
+    own = bench.accuracy(bench.base)
+    assert "lm-eval" in theirs["scored_by"] and "forward" in own["scored_by"]
+    assert len(own["rows"]) == 24 and 0 < sum(row[2] for row in own["rows"]) < 24
+    for a, b in zip(theirs["rows"], own["rows"], strict=True):
+        assert a[:2] == pytest.approx(b[:2], rel=10 * loose(torch.float32)) and a[2:] == b[2:]
+        assert a[2] == (a[0] > a[1])  # the chosen response's log-prob comes first
+
+
+def test_peak_memory_is_in_bytes_and_does_not_fall_again():
+    cpu = torch.device("cpu")
+    before = peak_memory(cpu)
+    block = b"1" * before  # what is held now and as much again as was ever held
+    peak = peak_memory(cpu)
+    del block
+    assert before < peak <= 2.1 * before
+    assert peak_memory(cpu) > 0.99 * peak  # Linux counts in batches of pages
+    assert before > 50 * 2**20  # torch alone is more than that
+
+
+def test_a_run_says_its_peak_memory(tmp_path):
+    out = tmp_path / "run"
+    assert run("--loss", "sft", "--max_steps", 1, "--output_dir", out).code == 0
+    assert 50 * 2**20 < read(out, "summary.json")["peak_memory_bytes"] < 8 * 2**30
+
+
+# ---------------------------------------------------------------- page
+
+
+class Checked(html.parser.HTMLParser):
+    """Every tag is closed in order, and nothing is fetched from anywhere."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.open, self.text, self.images = [], "", 0
+        self.feed(text)
+        assert not self.open
+
+    def handle_starttag(self, tag, attrs):
+        self.open += [tag] * (tag not in ("meta", "img"))
+        assert tag not in ("script", "link", "iframe", "object")
+        for name, value in attrs:
+            self.images += name == "src"
+            assert name != "href" and (name != "src" or value.startswith("data:image/png;base64,"))
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        self.text += data
+
+
+def test_any_answer_is_shown_as_it_stands():
+    from benchmarks.study.page import Table, to_html, to_markdown
+
+    odd = "<script>a|b *c* [d](http://e) & $x$ \\ # ~"
+    table = Table(["model", "answer"], [["sft", odd]], "caption", numbers=False)
+    assert odd in Checked(to_html([table], "t")).text
+    line = to_markdown([table], Path()).splitlines()[2]
+    assert "<script>" not in line
+    assert line.replace("\\|", "").count("|") == 3  # two cells
+    assert "](http" not in line and "\\*c\\*" in line
