@@ -54,6 +54,7 @@ from runtime.report import (
     command,
     draw_curves,
     model_card,
+    opening,
     peak_memory,
     table,
     versions,
@@ -132,10 +133,7 @@ def train(args: Args, accelerator: Accelerator, directory: RunDirectory) -> None
     kind = PromptSource if loss.model == "actor_critic" else RowSource
     source: Source = kind(config, loss, loss_config, accelerator)
     say(*source.told, sep="\n")
-    say(
-        f"learning rate {config.learning_rate:g} {config.schedule},"
-        f" {accelerator.num_processes} process{'es' * (accelerator.num_processes > 1)}"
-    )
+    say(opening(args, accelerator.num_processes))
     if config.dry_run:
         say(source.preview())
         return

@@ -8,7 +8,10 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
+
+if TYPE_CHECKING:
+    from runtime.cli import Args
 
 
 @dataclass(frozen=True)
@@ -88,12 +91,13 @@ class TrainConfig:
 
 
 def resolve(
-    config: TrainConfig, loss_learning_rate: float, presets: Mapping[str, Mapping[str, float]]
-) -> tuple[TrainConfig, dict[str, str]]:
+    args: Args, loss_learning_rate: float, presets: Mapping[str, Mapping[str, float]]
+) -> Args:
     """Fill in what the user left open, and say where each value came from.
 
     `presets` are the pocket world's, by loss; they hold where both model and data are pocket.
     """
+    config = args.config
     here = config.model == "pocket" and config.data == "pocket"
     preset = presets.get(config.loss, {}) if here else {}
     general = {
@@ -102,9 +106,16 @@ def resolve(
         "output_dir": f"runs/{config.loss}",
     }
     filled: dict[str, Any] = {}
-    origin = {}
     for name in ("max_steps", *general):
         if getattr(config, name) is None and (name in preset or name in general):
             filled[name] = preset.get(name, general.get(name))
-            origin[name] = "default for pocket" if name in preset else f"default for {config.loss}"
-    return replace(config, **filled), origin
+    own = {k: v for k, v in preset.items() if k in args.loss_flags and k not in args.origin}
+    origin = {
+        name: f"default for {'pocket' if name in preset else config.loss}" for name in filled | own
+    }
+    return replace(
+        args,
+        config=replace(config, **filled),
+        loss_flags=args.loss_flags | own,
+        origin=origin | args.origin,
+    )

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 
 from accelerate import Accelerator
@@ -24,8 +23,8 @@ def launch(train: Callable[[Args, Accelerator, RunDirectory], None], args: Args)
     """Call `train` with everything resolved and the directory taken; the exit code."""
     directory = None
     try:
-        config, filled = resolve(args.config, LOSSES[args.config.loss].learning_rate, DEFAULTS)
-        args = replace(args, config=config, origin=filled | args.origin)
+        args = resolve(args, LOSSES[args.config.loss].learning_rate, DEFAULTS)
+        config = args.config
         try:
             LOSSES[config.loss].config(**args.loss_flags)
         except ValueError as error:

@@ -13,6 +13,8 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
+from runtime.cli import Args
+
 NAMES = {
     "loss": "held-out loss",
     "accuracy": "held-out accuracy",
@@ -44,6 +46,13 @@ def table(summary: dict[str, Any]) -> str:
 
 def _cell(key: str, value: float) -> str:
     return f"{100 * value:.1f} %" if key in PERCENT else f"{value:.4f}"
+
+
+def opening(args: Args, processes: int) -> str:
+    """How the run will learn, with those of the loss's own flags that something has set."""
+    parts = [f"learning rate {args.config.learning_rate:g} {args.config.schedule}"]
+    parts += [f"{name} {value}" for name, value in args.loss_flags.items() if name in args.origin]
+    return ", ".join([*parts, f"{processes} process{'es' * (processes > 1)}"])
 
 
 def versions() -> dict[str, str]:

@@ -123,14 +123,18 @@ def test_defaults_and_the_loss_s_own_flags():
 
 
 def test_what_is_left_open_comes_from_the_loss_or_from_pocket():
-    presets = {"dpo": {"max_steps": 7, "batch_size": 3, "learning_rate": 0.5}}
-    config, origin = resolve(parse("--loss dpo --batch_size 9").config, 1e-6, presets)
+    presets = {"dpo": {"max_steps": 7, "batch_size": 3, "learning_rate": 0.5, "beta": 0.7}}
+    args = resolve(parse("--loss dpo --batch_size 9"), 1e-6, presets)
+    config, origin = args.config, args.origin
     assert (config.max_steps, config.batch_size, config.learning_rate) == (7, 9, 0.5)
-    assert config.output_dir == "runs/dpo"
-    assert origin["learning_rate"] == "default for pocket" and "batch_size" not in origin
-    config, origin = resolve(parse("--loss dpo --data mine.jsonl").config, 1e-6, presets)
+    assert config.output_dir == "runs/dpo" and args.loss_flags["beta"] == 0.7
+    assert origin["learning_rate"] == origin["beta"] == "default for pocket"
+    assert origin["batch_size"] == "command line"
+    assert resolve(parse("--loss dpo --beta 0.2"), 1e-6, presets).loss_flags["beta"] == 0.2
+    args = resolve(parse("--loss dpo --data mine.jsonl"), 1e-6, presets)
+    config = args.config
     assert (config.max_steps, config.batch_size, config.learning_rate) == (None, 16, 1e-6)
-    assert origin["learning_rate"] == "default for dpo"
+    assert args.origin["learning_rate"] == "default for dpo" and args.loss_flags["beta"] == 0.1
 
 
 def test_a_config_file_gives_flags_and_the_command_line_overrides_them(config_file):

@@ -220,4 +220,4 @@ def test_any_answer_is_shown_as_it_stands():
     line = to_markdown([table], Path()).splitlines()[2]
     assert "<script>" not in line
     assert line.replace("\\|", "").count("|") == 3  # two cells
-    assert "](http" not in line and "\\*c\\*" in line
+    assert "\\[d\\](http" in line and "\\*c\\*" in line

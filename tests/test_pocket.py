@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 from collections import Counter
+from dataclasses import fields
 from itertools import islice
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from data.pocket.base import EOS, SEED, make_tokenizer, pair_accuracy, sample
 from data.pocket.rows import goal_splits
 from data.pocket.text import documents
 from data.pocket.world import OBJECTS, PROPERTIES, SOLUTIONS, lacking, question, solution
+from losses import LOSSES
 
 ROOT = Path(__file__).resolve().parents[1]
 TRAIN, HELDOUT = pocket.train_rows(), pocket.heldout_rows()
@@ -168,8 +170,9 @@ def test_import_needs_the_standard_library_only():
 
 def test_defaults_name_every_loss():
     assert sorted(pocket.DEFAULTS) == ["dpo", "orpo", "ppo", "reward", "sft"]
-    for values in pocket.DEFAULTS.values():
-        assert set(values) == {"max_steps", "batch_size", "learning_rate"}
+    for name, values in pocket.DEFAULTS.items():
+        own = set(values) - {"max_steps", "batch_size", "learning_rate"}
+        assert len(values) == 3 + len(own) and own <= {f.name for f in fields(LOSSES[name].config)}
 
 
 def test_tokenizer_splits_at_the_leading_space(tokenizer):

@@ -145,7 +145,7 @@ class Study:
             flags: Flags = {"batch_size": "16"}
         else:  # train.py takes these by itself from the base, and not from another model
             preset = DEFAULTS[stage.loss]
-            flags = {name: f"{preset[name]:g}" for name in ("batch_size", "learning_rate")}
+            flags = {name: f"{preset[name]:g}" for name in preset if name != "max_steps"}
         if stage.loss == "ppo":
             flags |= POCKET_PPO if self.on_pocket else {}
             flags |= {"rollout_size": str(PPO_ROLLOUT), "max_new_tokens": str(self.max_new_tokens)}
