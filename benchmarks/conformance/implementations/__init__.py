@@ -1,0 +1,1 @@
+"""What the runner finds by name: ours, an example, and one adapter for each peer."""
