@@ -110,16 +110,22 @@ def _in_shares(
 ) -> list[Answer]:
     """lm-eval's `_loglikelihood_tokens`, with each process scoring some of the batches.
 
-    What is in a batch (the longest first, as lm-eval does it) does not depend on the number of
-    processes, and so the last bit does not either. lm-eval's own way deals out rows to processes
-    and then makes batches, and not at all for a model in memory (its issue 3312).
+    The batches are lm-eval's on one process: the longest first, and texts that differ in their last
+    token only counted as one. They do not depend on the number of processes, and so the last bit
+    does not either. lm-eval itself deals out rows to processes and then makes batches, and not at
+    all for a model in memory (its issue 3312).
     """
     rank, ranks = 0, 1
     if accelerator is not None:
         rank, ranks = accelerator.process_index, accelerator.num_processes
-    texts = [context + continuation for _, context, continuation in requests]
-    order = sorted(range(len(requests)), key=lambda i: (-len(texts[i]), texts[i]))
-    batches = [order[i : i + batch_size] for i in range(0, len(order), batch_size)]
+    groups: dict[tuple[int, ...], list[int]] = {}
+    for i, (_, context, continuation) in enumerate(requests):
+        groups.setdefault((*context, *continuation[:-1]), []).append(i)
+    order = sorted(groups, key=lambda tokens: (-len(tokens), tokens))
+    batches = [
+        [i for tokens in order[k : k + batch_size] for i in groups[tokens]]
+        for k in range(0, len(order), batch_size)
+    ]
     answers: dict[int, Answer] = {}
     for batch in bar(batches[rank::ranks]):
         found = score([requests[i] for i in batch], disable_tqdm=True)

@@ -182,7 +182,7 @@ def value(draw: Draw) -> Iterator[Case]:
 
     yield case(
         "ordinary",
-        "the anchor: V 1, old 0, R 1/2: 1/8",
+        "V 1, old 0, R 3/4: the clipped value, 1/5, is further off, so 0.15125 and no gradient",
         mask_of("1"),
         [[1.0]],
         [[0.0]],
