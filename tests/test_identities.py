@@ -191,6 +191,20 @@ def test_signature(name):
 
 
 @pytest.mark.parametrize("case", CASES, ids=str)
+def test_an_option_left_out_is_what_the_signature_says(case):
+    parameters = inspect.signature(case.fn).parameters.values()
+    defaults = {p.name: p.default for p in parameters if p.default is not p.empty}
+    given = case.tensors | case.fixed
+    left_out, spelled_out = case.fn(**given), case.fn(**defaults | given)
+    for a, b in zip(_tuple(left_out), _tuple(spelled_out), strict=True):
+        assert_same(a, b)
+
+
+def _tuple(out):
+    return out if isinstance(out, tuple) else (out,)
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
 def test_no_rows(case):
     outs, _ = run(
         case.fn,

@@ -102,3 +102,17 @@ def test_masked_whiten(check):
 def test_any_shape():
     x, mask = random(2, 3, 4), torch.ones(2, 3, 4, dtype=torch.bool)
     assert_close(masked_whiten(x, mask).flatten(), masked_whiten(x.flatten(), mask.flatten()))
+
+
+def test_the_mean_is_the_nearest_there_is():
+    """In float32 the sum of these is rounded by 1 and its third again; 4/3 off is too far."""
+    x = [12053468.0, 10725233.0, 13117062.0]
+    mean = sum(x) / 3
+    deviation = sqrt(sum((a - mean) ** 2 for a in x) / 3)
+    white = masked_whiten(torch.tensor(x), torch.ones(3, dtype=torch.bool))
+    assert_close(white, [(a - mean) / deviation for a in x], scale=[1.0] * 3)
+
+
+def test_padding_does_not_outweigh_what_is_tiny():
+    white = masked_whiten(column(1e-14, 3e-14, 9, 9), mask_of("1100")[0])
+    assert_close(white, [-1e-10, 1e-10, 0, 0])
