@@ -193,15 +193,17 @@ def reward_kl(curves: Curves, path: Path) -> bool:
             [r["objective/scores"] for r in sampled],
             color="#999999",
             s=7,
-            label="training prompts, a dot a rollout" if i == 0 else None,
+            label="training, a dot a rollout" if i == 0 else None,
         )
         points = [(r["eval/kl"], r["eval/reward"]) for r in rows if "eval/kl" in r]
         if points:
-            label = f"held-out prompts, seed {seed}"
+            label = f"held-out, seed {seed}"
             style: dict[str, Any] = {"color": COLORS["ppo"], "linewidth": 1, "markersize": 5}
             axes[0].plot(*zip(*points, strict=True), marker="os^Dv"[i % 5], label=label, **style)
     x, y = "KL to ppo's start, nats an answer", "mean score of the reward model"
-    words(axes[0], "reward against KL", x, y, "best")
+    words(axes[0], "reward against KL", x, y, None)
+    # below: every corner may hold points
+    axes[0].legend(loc="upper center", bbox_to_anchor=(0.5, -0.2), ncols=2)
     _mean_line(axes[1], curves, "ppo", "eval/reward", label="score", marker="o")
     _mean_line(
         axes[1], curves, "ppo", "eval/kl", label="KL, nats", marker="s", color="#0072B2", style="--"
