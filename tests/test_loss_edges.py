@@ -153,6 +153,21 @@ def test_a_bfloat16_head_adds_its_chunks_up_in_float32():
         assert (grad.double() - torch.tensor(expected)).abs().max() <= loose(torch.bfloat16)
 
 
+@pytest.mark.parametrize("needed", [(True, False, False), (False, True, True)])
+def test_only_the_gradients_that_are_needed_are_computed_each_in_its_inputs_dtype(needed):
+    inputs = torch.ones(2, 3).bfloat16(), torch.ones(4, 3).bfloat16(), torch.ones(4).bfloat16()
+    hidden, weight, bias = inputs
+    saved = hidden, weight, torch.tensor([0, 1]), bias, None
+    asked = needed[0], needed[1], False, needed[2], False, False
+    ctx = SimpleNamespace(
+        saved_tensors=saved, needs_input_grad=asked, temperature=1.0, chunk_size=1
+    )
+    found = logprobs_module._gradients(ctx, torch.ones(2))
+    for gradient, wanted, given in zip((*found[:2], found[3]), needed, inputs, strict=True):
+        assert (gradient is not None) == wanted
+        assert gradient is None or (gradient.shape, gradient.dtype) == (given.shape, given.dtype)
+
+
 # --- the forward ---------------------------------------------------------------------------------
 
 
@@ -182,8 +197,9 @@ def test_no_entropy_is_computed_where_none_is_asked_for(monkeypatch):
     monkeypatch.setattr("losses.forward.token_entropy", lambda *a, **o: pytest.fail("computed"))
     model, batch = make_model("gpt_neox"), pack(make_rows(2))
     for fused in (True, False):
-        logps, entropies = Policy(model, fused=fused).with_entropy(batch, 1.0, entropy=False)
-        assert logps.shape == entropies.shape and not entropies.any()
+        policy = Policy(model, fused=fused)
+        logps, entropies = policy.with_entropy(batch, 1.0, entropy=False)
+        assert logps.shape == entropies.shape == policy(batch).shape and not entropies.any()
 
 
 def test_a_half_precision_model_without_its_head_apart_goes_through_float32_too():

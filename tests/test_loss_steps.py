@@ -183,13 +183,13 @@ def test_ppo_adds_policy_value_kl_and_entropy(critic_only):
 
     old = Trajectory(
         table(-2, -2, -2),
-        table(0, 0, 0),
+        table(8, 8, 8),
         table(1, -1, 1),
-        table(1, 1, 1),
+        table(9, 9, 9),
         table(-1, -2, -4),
         critic_only,
     )
-    values, entropies = table(0.25, 0.5, -2, under=0.0), table(1, 2, 4, under=0.0)
+    values, entropies = table(8.25, 8.5, 6, under=0.0), table(1, 2, 4, under=0.0)
     logps = table(LN2 - 2, -2, -LN2 - 2, under=0.0)
     config = PPOConfig(
         clip=1.0, value_clip=0.25, value_coef=0.5, kl_loss_coef=0.25, entropy_coef=0.125
@@ -197,7 +197,7 @@ def test_ppo_adds_policy_value_kl_and_entropy(critic_only):
     outputs = ActorCriticOutput(logps, values, values[:, 0], entropies)
     output = ppo_step(outputs, replace(batch, trajectory=old), config)
     policy = -2 + 1 - 0.5
-    value = 0.5 * (0.75**2 + 0.75**2 + 3**2)  # the clipped 0.25 is further off than 0.5
+    value = 0.5 * (0.75**2 + 0.75**2 + 3**2)  # the clipped 8.25 is further off than 8.5
     kl = 0.5 * ((LN2 - 1) ** 2 + 0 + (2 - LN2) ** 2)
     of_policy = 0.0 if critic_only else policy + 0.25 * kl - 0.125 * (1 + 2 + 4)
     totals = {k: v.item() for k, v in output.totals.items()}
