@@ -26,7 +26,7 @@ from losses import (
 )
 from losses import logprobs as logprobs_module
 from losses.base import metric, wide
-from losses.forward import ActorCritic, Policy, attention_mask
+from losses.forward import ActorCritic, Policy, attention_mask, model_inputs
 from losses.logprobs import token_entropy
 
 THROUGH_A_MODEL = 100 * TIGHT  # as in test_trees.py
@@ -207,6 +207,10 @@ def test_a_half_precision_model_without_its_head_apart_goes_through_float32_too(
     logps = Policy(model, fused=False)(batch)
     assert logps.dtype == torch.float32
     assert relative_error(logps, Policy(model)(batch)) < loose(torch.float32)
+
+
+def test_no_key_or_value_is_kept_for_sampling_while_training():
+    assert model_inputs(make_model("llama"), pack(make_rows(2)))["use_cache"] is False
 
 
 @pytest.mark.parametrize("family", ["gpt_neox", "mistral with a window"])
