@@ -209,6 +209,14 @@ def test_a_half_precision_model_without_its_head_apart_goes_through_float32_too(
     assert relative_error(logps, Policy(model)(batch)) < loose(torch.float32)
 
 
+def test_a_window_that_no_layer_uses_is_not_in_the_mask():
+    """Qwen 2's config names a window and, layer by layer, that all see everything."""
+    model, batch = make_model("llama"), pack(make_rows(2))
+    everything = attention_mask(model, batch)
+    model.config.sliding_window, model.config.layer_types = 1, ["full_attention"] * 2
+    assert torch.equal(attention_mask(model, batch), everything)
+
+
 def test_no_key_or_value_is_kept_for_sampling_while_training():
     assert model_inputs(make_model("llama"), pack(make_rows(2)))["use_cache"] is False
 
