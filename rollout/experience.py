@@ -107,13 +107,9 @@ def respond(
             max_tokens=4 * rollouts.max_tokens,  # nothing is kept for a backward
             rows=numbers,
         )
-    texts = [_text(rollouts.tokenizer, s) for s in sampled]
+    rows, texts = as_rows([prompt.tokens for prompt in prompts], sampled, rollouts.tokenizer)
     asked = [prompt.text for prompt in prompts]
     scores = score(rollouts.reward, asked, texts)
-    rows = [
-        Row(i, prompt.tokens, [s.tokens], [s.finished], [max(len(text), 1)])
-        for i, (prompt, s, text) in enumerate(zip(prompts, sampled, texts, strict=True))
-    ]
     device = rollouts.accelerator.device
     return Responses(
         rows,
@@ -124,10 +120,19 @@ def respond(
     )
 
 
-def _text(tokenizer: PreTrainedTokenizerBase, sampled: Sampled) -> str:
-    """The response without the token that ended it; every other token as it is."""
-    tokens = sampled.tokens[:-1] if sampled.finished else sampled.tokens
-    return str(tokenizer.decode(tokens, clean_up_tokenization_spaces=False))
+def as_rows(
+    prompts: Sequence[list[int]], sampled: Sequence[Sampled], tokenizer: PreTrainedTokenizerBase
+) -> tuple[list[Row], list[str]]:
+    """What was sampled as rows of one response, to be packed like any other, and as texts.
+
+    A text is without the token that ended it; every other token is in it as it is.
+    """
+    rows, texts = [], []
+    for i, (prompt, s) in enumerate(zip(prompts, sampled, strict=True)):
+        tokens = s.tokens[:-1] if s.finished else s.tokens
+        texts.append(str(tokenizer.decode(tokens, clean_up_tokenization_spaces=False)))
+        rows.append(Row(i, prompt, [s.tokens], [s.finished], [max(len(texts[i]), 1)]))
+    return rows, texts
 
 
 class Looked(NamedTuple):
@@ -140,7 +145,6 @@ class Looked(NamedTuple):
     after: Tensor  # (S,) value of the state after the last token
 
 
-@torch.no_grad()
 def look_back(rollouts: Rollouts, responses: Responses) -> Looked:
     """Step 3: what the models say of the responses.
 
@@ -155,10 +159,11 @@ def look_back(rollouts: Rollouts, responses: Responses) -> Looked:
     for members in cover(lengths, 1, rollouts.max_tokens)[0]:
         part = [rows[i] for i in members]
         batch = pack(part, layout=rollouts.layout, leaves=bootstrap).to(device)
-        logps, values, last_values, _ = rollouts.actor_critic(batch)
-        ref_logps = logps
-        if rollouts.reference is not None:
-            ref_logps = rollouts.reference(batch, rollouts.config.temperature)
+        with torch.no_grad():
+            logps, values, last_values, _ = rollouts.actor_critic(batch)
+            ref_logps = logps
+            if rollouts.reference is not None:
+                ref_logps = rollouts.reference(batch, rollouts.config.temperature)
         together = torch.stack([logps, values.to(logps.dtype), ref_logps.to(logps.dtype)], dim=-1)
         for i, columns, length in zip(members, together, batch.mask.sum(-1), strict=True):
             found[i] = columns[:length]

@@ -19,21 +19,21 @@ from losses.forward import ActorCritic, Policy
 from losses.ppo import PPOConfig
 from rollout.experience import Prompt, Rollouts, RolloutState, look_back, respond
 from rollout.sample import stop_ids
-from rollout.score import ModelReward, Reward, load_reward
+from rollout.score import Reward, load_reward
 from rollout.steps import rollout_steps
 from runtime.config import TrainConfig
 from runtime.inputs import parse_columns
-from runtime.layout import choose_layout, common_layout
+from runtime.layout import common_layout
 from runtime.metrics import Totals
 from runtime.models import (
     check_tokenizer,
     check_vocabulary,
     load_causal_lm,
     load_critic,
-    load_scorer,
     load_tokenizer,
     parameters,
 )
+from runtime.rewards import pocket_reward, reward_model
 
 HELDOUT_SAMPLES = 256  # at least, over the held-out prompts
 SHOWN_SAMPLES = 5
@@ -164,15 +164,19 @@ class PromptSource:
     def _reward(self) -> Reward:
         config = self.config
         if self.ppo.reward is None:
-            return _pocket_reward
+            return pocket_reward
         if self.reward_model is None:
             return load_reward(self.ppo.reward)
         spec, tokenizer = self.reward_model
-        model = load_scorer(spec, tokenizer, dtype=config.dtype, flag="--reward")
-        model.requires_grad_(False).to(self.accelerator.device)
-        layout = choose_layout(model, config.layout, "score", "--reward")[0]
-        limits: Any = {"max_tokens": config.max_tokens, "max_length": config.max_length}
-        return ModelReward(model, tokenizer, layout=layout, **limits)
+        return reward_model(
+            spec,
+            tokenizer,
+            dtype=config.dtype,
+            device=self.accelerator.device,
+            layout=config.layout,
+            max_tokens=config.max_tokens,
+            max_length=config.max_length,
+        )
 
     def start(self, policy: nn.Module, directory: Path) -> None:
         if self.reference is not None:
@@ -227,7 +231,7 @@ class PromptSource:
         if self.reference is not None:
             metrics["kl"] = metric(masked_sum(looked.logps - looked.ref_logps, looked.mask))
         if self.on_pocket:
-            right = _pocket_reward(responses.prompts, responses.texts)
+            right = pocket_reward(responses.prompts, responses.texts)
             metrics["success"] = metric(responses.scores.new_tensor(right))
         self.samples = [
             {"prompt": prompt, "response": text, "score": score}
@@ -241,10 +245,3 @@ class PromptSource:
 def ratio_variance(metrics: dict[str, float]) -> float:
     """Variance of the ratio over all tokens of a step, from the moments about 1 that add up."""
     return max(metrics["val/ratio_minus_1_squared"] - (metrics["val/ratio"] - 1) ** 2, 0.0)
-
-
-def _pocket_reward(prompts: list[str], responses: list[str]) -> list[float]:
-    """1 for an answer that the exact grader accepts, else 0."""
-    from data.pocket import grade
-
-    return [float(grade(p, r)) for p, r in zip(prompts, responses, strict=True)]

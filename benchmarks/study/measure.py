@@ -27,12 +27,14 @@ from data.prompts import encode_prompts, load_prompts
 from data.records import Record, load_data
 from data.trees import Layout, pack, tree_tokens
 from losses.base import masked_sum
+from rollout.experience import as_rows
 from rollout.sample import Sampling, sample
 from rollout.score import ModelReward
 from runtime.harness import piqa_scores
 from runtime.inputs import parse_columns
 from runtime.layout import choose_layout
-from runtime.models import load_causal_lm, load_scorer, load_tokenizer
+from runtime.models import load_causal_lm, load_tokenizer
+from runtime.rewards import pocket_reward, reward_model
 
 MAX_TOKENS = 4096  # of a forward; nothing is kept for a backward
 
@@ -70,11 +72,14 @@ class Bench:
     def reward(self) -> ModelReward | None:
         if self.reward_path is None:
             return None
-        tokenizer = load_tokenizer(str(self.reward_path))
-        model = load_scorer(str(self.reward_path), tokenizer, dtype="float32")
-        cast(nn.Module, model).to(self.device)
-        layout = choose_layout(model.requires_grad_(False), "auto", "score")[0]
-        return ModelReward(model, tokenizer, layout=layout, max_length=self.max_length)
+        name = str(self.reward_path)
+        return reward_model(
+            name,
+            load_tokenizer(name),
+            dtype="float32",
+            device=self.device,
+            max_length=self.max_length,
+        )
 
     @cached_property
     def records(self) -> list[Record]:
@@ -156,18 +161,7 @@ class Bench:
             torch.Generator().manual_seed(self.seed),
             max_tokens=4 * MAX_TOKENS,
         )
-        texts = [
-            str(
-                self.tokenizer.decode(
-                    s.tokens[: len(s.tokens) - s.finished], clean_up_tokenization_spaces=False
-                )
-            )
-            for s in sampled
-        ]
-        rows = [
-            Row(i, tokens, [s.tokens], [s.finished], [max(len(text), 1)])
-            for i, ((_, tokens), s, text) in enumerate(zip(asked, sampled, texts, strict=True))
-        ]
+        rows, texts = as_rows([tokens for _, tokens in asked], sampled, self.tokenizer)
         ours, base = (sequence_logps(who, rows, self.device) for who in (subject, self.base))
         prompts = [text for text, _ in asked]
         found: dict[str, list[Any]] = {
@@ -180,9 +174,7 @@ class Bench:
         if self.reward is not None:
             found["reward"] = self.reward(prompts, texts)
         if self.study.data == "pocket":
-            from data.pocket import grade
-
-            found["right"] = [grade(p, t) for p, t in zip(prompts, texts, strict=True)]
+            found["right"] = pocket_reward(prompts, texts)
         return found
 
 
