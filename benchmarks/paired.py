@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import math
+import statistics
 from collections.abc import Sequence
 
 
-def mean_and_stderr(right: Sequence[int]) -> tuple[float, float | None]:
-    """Share of ones, and its standard error as lm-eval works it out: sqrt(p (1 - p) / (n - 1)).
+def mean_and_stderr(values: Sequence[float]) -> tuple[float, float | None]:
+    """Of independent values; for ones and zeros that is lm-eval's sqrt(p (1 - p) / (n - 1)).
 
-    One row alone has no standard error: None.
+    One value alone has no standard error: None.
     """
-    n = len(right)
-    p = sum(right) / n
-    return p, math.sqrt(p * (1 - p) / (n - 1)) if n > 1 else None
+    n = len(values)
+    return statistics.fmean(values), statistics.stdev(values) / math.sqrt(n) if n > 1 else None
 
 
 def one_sided(a: Sequence[int], b: Sequence[int]) -> tuple[int, int]:

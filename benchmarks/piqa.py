@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from benchmarks.paired import mcnemar, mean_and_stderr, one_sided
 from benchmarks.record import commit, machine, without_folders
 from data.errors import INTERRUPTED, IO_ERROR, NOT_FINITE, USAGE, InputError
+from runtime.files import write_whole
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -205,13 +206,11 @@ def _plus_minus(stderr: float | None) -> str:
 
 
 def write(path: Path, found: dict[str, Any]) -> None:
-    """Whole or not at all; the numbers of a row on one line."""
+    """The numbers of a row on one line."""
     text = re.sub(
         r"\[[-+.\de,\s]+\]", lambda m: " ".join(m[0].split()), json.dumps(found, indent=1)
     )
-    partial = path.with_name(f"{path.name}.partial")
-    partial.write_text(text + "\n", "utf-8")
-    os.replace(partial, path)
+    write_whole(path, text + "\n")
 
 
 def main(argv: Sequence[str]) -> int:

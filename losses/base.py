@@ -5,7 +5,7 @@ Shapes: B pairs or rows, S sequences (two a pair: chosen, rejected, chosen, ...)
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -46,8 +46,6 @@ class Loss:
     packing: Callable[[Any], dict[str, bool]] = field(default=lambda config: {})
     # What held-out metrics must be before the first update, when the policy is its own reference.
     at_start: Callable[[Any], dict[str, float]] = field(default=lambda config: {})
-    # Shared flags that nothing reads with this loss, each with the reason.
-    unread: Mapping[str, str] = field(default_factory=dict)
 
 
 def pairs(batch: TreeBatch, config: object) -> dict[str, int]:

@@ -210,5 +210,4 @@ LOSS = Loss(
     model="actor_critic",
     packing=lambda config: {"leaves": config.bootstraps},
     at_start=lambda config: {"kl": 0.0} if config.needs_reference and not config.ref_model else {},
-    unread={"overlong": "responses end at --max_new_tokens, and prompts are never cut"},
 )

@@ -25,6 +25,7 @@ from filelock import FileLock, Timeout
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from data.errors import CANNOT_CREATE, InputError
+from runtime.files import read_json, write_json
 
 RECORDS = ("config.json", "status.json", "metrics.jsonl", "samples.jsonl", "summary.json")
 FILES = (*RECORDS, "curves.png")
@@ -51,7 +52,7 @@ class RunDirectory:
             self._lock = FileLock(path / "run.lock")
             self._lock.acquire(timeout=0)
         except Timeout:
-            owner = self._read("status.json")
+            owner = read_json(self.path / "status.json")
             who = f"process {owner.get('pid')} on {owner.get('host')}, since {owner.get('started')}"
             if owner.get("state") not in ("waiting", "running"):  # an earlier run's
                 who = "it has just begun"
@@ -63,7 +64,7 @@ class RunDirectory:
         metrics = path / "metrics.jsonl"
         self._occupied = metrics.exists() and metrics.stat().st_size > 0
         if self._occupied and not overwrite:
-            state = self._read("status.json").get("state", "unfinished")
+            state = read_json(self.path / "status.json").get("state", "unfinished")
             self._lock.release()
             raise InputError(
                 f"{path} holds a run already ({state}); give --output_dir another directory,"
@@ -81,7 +82,7 @@ class RunDirectory:
         for name in ("final", "final.partial"):
             shutil.rmtree(self.path / name, ignore_errors=True)
         self._metrics = open(self.path / "metrics.jsonl", "w", encoding="utf-8")
-        self._write_json("config.json", config)
+        write_json(self.path / "config.json", config)
         self._set_status("running")
 
     def log(self, record: dict[str, Any]) -> None:
@@ -116,7 +117,7 @@ class RunDirectory:
         tokenizer.save_pretrained(partial)
         (partial / "README.md").write_text(card, "utf-8")
         os.replace(partial, self.path / "final")
-        self._write_json("summary.json", summary)
+        write_json(self.path / "summary.json", summary)
         title = f"{summary['loss']}, {summary['model']}, {summary['data']}"
         draw(self.path / "metrics.jsonl", self.path / "curves.png", title)
         self._set_status("finished", exit_code=0)
@@ -136,20 +137,9 @@ class RunDirectory:
 
     def _set_status(self, state: str, **more: object) -> None:
         if state == "running" or not self._occupied or self._metrics:
-            self._write_json("status.json", {"state": state, **self._status, "at": _now(), **more})
-
-    def _write_json(self, name: str, content: object) -> None:
-        """Write a file whole or not at all."""
-        partial = self.path / f"{name}.partial"
-        partial.write_text(json.dumps(content, indent=2) + "\n", "utf-8")
-        os.replace(partial, self.path / name)
-
-    def _read(self, name: str) -> dict[str, Any]:
-        try:
-            content: dict[str, Any] = json.loads((self.path / name).read_text("utf-8"))
-            return content
-        except (OSError, ValueError):
-            return {}
+            write_json(
+                self.path / "status.json", {"state": state, **self._status, "at": _now(), **more}
+            )
 
 
 def _now() -> str:

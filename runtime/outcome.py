@@ -29,10 +29,11 @@ def launch(train: Callable[[Args, Accelerator, RunDirectory], None], args: Args)
             LOSSES[config.loss].config(**args.loss_flags)
         except ValueError as error:
             raise InputError(str(error), USAGE) from error
-        for flag, why in LOSSES[config.loss].unread.items():
-            if flag in args.origin:
-                raise InputError(f"--{flag} has no effect with --loss {config.loss}: {why}", USAGE)
-        if config.lm_eval and LOSSES[config.loss].model != "logps":
+        kind = LOSSES[config.loss].model
+        if kind == "actor_critic" and "overlong" in args.origin:
+            why = "responses end at --max_new_tokens, and prompts are never cut"
+            raise InputError(f"--overlong has no effect with --loss {config.loss}: {why}", USAGE)
+        if config.lm_eval and kind != "logps":
             what = "it scores held-out responses by their log-probs"
             raise InputError(f"--lm_eval does not go with --loss {config.loss}: {what}", USAGE)
         accelerator = make_accelerator(config)

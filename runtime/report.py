@@ -6,6 +6,7 @@ import json
 import re
 import shlex
 import sys
+from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -189,7 +190,7 @@ def draw_curves(metrics: Path, picture: Path, title: str) -> None:
                 axis.plot(steps, values, "o-", color=color, label=label, zorder=3)
             else:
                 axis.plot(steps, values, color=color, alpha=0.3, linewidth=1)
-                axis.plot(steps, _smooth(values), color=color, label=label)
+                axis.plot(steps, smooth(values), color=color, label=label)
         axis.set_title(name, fontsize=11)
         axis.set_xlabel("optimizer step")
         axis.set_ylabel(unit)
@@ -202,11 +203,11 @@ def draw_curves(metrics: Path, picture: Path, title: str) -> None:
     plt.close(figure)
 
 
-def _smooth(values: tuple[float, ...]) -> list[float]:
+def smooth(values: Sequence[float]) -> list[float]:
     """Exponential moving average over about ten steps, without the bias of its start."""
     mean = weight = 0.0
-    smooth = []
+    means = []
     for value in values:
         mean, weight = 0.9 * mean + 0.1 * value, 0.9 * weight + 0.1
-        smooth.append(mean / weight)
-    return smooth
+        means.append(mean / weight)
+    return means

@@ -10,7 +10,7 @@ from runs import pocket_rows, read, run, write_rows
 from tolerances import loose
 
 from benchmarks.compare import make_study, parse
-from benchmarks.study.plan import PPO_EPOCHS, PPO_ROLLOUT, STAGES, Study, parse_settings
+from benchmarks.study.plan import PPO, STAGES, Study, parse_settings
 from data.errors import InputError
 from losses.ppo import PPOConfig
 from runtime.cli import parse_args
@@ -56,7 +56,10 @@ def test_commands_are_ones_that_train_py_takes(tmp_path):
 
 
 def test_the_same_number_of_pairs_for_every_stage():
-    assert (PPO_ROLLOUT, PPO_EPOCHS) == (PPOConfig().rollout_size, PPOConfig().ppo_epochs)
+    assert (PPO["rollout_size"], PPO["ppo_epochs"]) == (
+        PPOConfig().rollout_size,
+        PPOConfig().ppo_epochs,
+    )
     for s in (study(), study("--pairs", 640), study("--set", "dpo=--batch_size 64")):
         for stage in s.stages:
             args = parse_args(s.argv(stage, 0))

@@ -5,21 +5,16 @@ Everything is read back from files, so a report depends on what is on disk and n
 
 from __future__ import annotations
 
-import math
 import statistics
 from collections.abc import Sequence
 from typing import Any
 
-from benchmarks.paired import mcnemar, one_sided
+from benchmarks.paired import mcnemar, mean_and_stderr, one_sided
 from benchmarks.study.plan import Stage, Study
-from benchmarks.study.runner import Outcomes, read_json
+from benchmarks.study.runner import Outcomes
+from runtime.files import read_json
 
 BASE = "base"
-
-
-def standard_error(values: Sequence[float]) -> float:
-    """Of the mean of independent values; 0 for a single one."""
-    return statistics.stdev(values) / math.sqrt(len(values)) if len(values) > 1 else 0.0
 
 
 def describe(measured: dict[str, Any], base: dict[str, Any]) -> dict[str, Any]:
@@ -37,9 +32,10 @@ def describe(measured: dict[str, Any], base: dict[str, Any]) -> dict[str, Any]:
     for name in ("reward", "right"):
         if name in answers:
             columns[name] = [float(value) for value in answers[name]]
-    found: dict[str, Any] = {
-        name: (statistics.fmean(values), standard_error(values)) for name, values in columns.items()
-    }
+    found: dict[str, Any] = {}
+    for name, values in columns.items():
+        mean, stderr = mean_and_stderr(values)
+        found[name] = (mean, stderr or 0.0)
     for i, name in ((2, "acc"), (3, "acc_norm")):
         lost, won = one_sided([r[i] for r in base["rows"]], [r[i] for r in rows])
         found[f"p_{name}"] = {"base_only": lost, "only": won, "p": mcnemar(lost, won)}

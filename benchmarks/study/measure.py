@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from benchmarks.study.plan import Study
-from benchmarks.study.runner import Outcomes, fingerprint, read_json, write_json
+from benchmarks.study.runner import Outcomes, fingerprint
 from data.batches import cover
 from data.encode import Row, encode_records
 from data.errors import InputError
@@ -30,6 +30,7 @@ from losses.base import masked_sum
 from rollout.experience import as_rows
 from rollout.sample import Sampling, sample
 from rollout.score import ModelReward
+from runtime.files import read_json, write_json
 from runtime.harness import piqa_scores
 from runtime.inputs import parse_columns
 from runtime.layout import choose_layout
@@ -218,6 +219,7 @@ def measure_all(study: Study, outcomes: Outcomes, tell: Callable[[str], None]) -
             bench = bench_of(study, outcomes, seed)
         weights = bench.weights(name)
         found = {"key": bench.key(weights)} | bench.measure(weights)
+        study.answers(seed, name).parent.mkdir(parents=True, exist_ok=True)
         write_json(study.answers(seed, name), found)
         seconds = (time.monotonic() - began) / number * (len(todo) - number)
         later = f"; about {seconds / 60:.1f} min left" if seconds else ""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import statistics
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ from matplotlib.axes import Axes
 from benchmarks.figures.style import look, panels, save, words
 from benchmarks.study.collect import BASE
 from benchmarks.study.plan import Stage, Study
+from runtime.report import smooth
 
 # Okabe and Ito's colours. Dashed: started from sft, beside the same method from the base.
 COLORS = {
@@ -125,7 +126,7 @@ def losses(curves: Curves, path: Path) -> bool:
             points = _points(rows, "loss") if stage == name else []
             if points:
                 axis.plot(*zip(*points, strict=True), color=COLORS[name], alpha=0.15, linewidth=0.8)
-        _mean_line(axis, curves, name, "loss", label="training, running mean", smooth=True)
+        _mean_line(axis, curves, name, "loss", label="training, running mean", smoothed=True)
         shown: dict[str, Any] = {"marker": "o", "color": "#222222", "style": ":"}
         _mean_line(axis, curves, name, "eval/loss", label="held-out", **shown)
         words(axis, name, PAIRS, "loss", "best" if axis is axes[0] else None)
@@ -225,7 +226,7 @@ def _mean_line(
     *,
     label: str,
     scale: float = 1.0,
-    smooth: bool = False,
+    smoothed: bool = False,
     color: str | None = None,
     style: Any = None,
     marker: str | None = None,
@@ -237,7 +238,7 @@ def _mean_line(
         return False
     shared = sorted(set.intersection(*(set(points) for points in each)))
     lines = [[scale * points[x] for x in shared] for points in each]
-    lines = [list(_running_mean(line)) if smooth else line for line in lines]
+    lines = [smooth(line) if smoothed else line for line in lines]
     columns = list(zip(*lines, strict=True))
     color = color or COLORS[name]
     style = style or ((0, (6, 2)) if name.startswith("sft-") else "-")
@@ -249,11 +250,3 @@ def _mean_line(
         low, high = [min(c) for c in columns], [max(c) for c in columns]
         axis.fill_between(shared, low, high, color=color, alpha=0.15, linewidth=0)
     return True
-
-
-def _running_mean(values: list[float], memory: float = 0.9) -> Iterator[float]:
-    """Exponential moving average without the bias of its start."""
-    mean = weight = 0.0
-    for value in values:
-        mean, weight = memory * mean + (1 - memory) * value, memory * weight + 1 - memory
-        yield mean / weight

@@ -51,7 +51,7 @@ OWN = ("loss", "model", "data", "eval_data", "seed", "output_dir", "overwrite", 
 # On pocket, where train.py's own presets are for ppo from the base and with the exact grader: the
 # better of two settings tried with seed 0 (at 5e-4 and 0.05 the reward model is fooled).
 POCKET_PPO: Flags = {"learning_rate": "0.0002", "kl_coef": "0.2"}
-PPO_ROLLOUT, PPO_EPOCHS = 64, 4  # losses/ppo.py's defaults; tests/test_compare.py holds them equal
+PPO = {flag.name: flag.default for flag in read_flags(loss_files()["ppo"])}
 
 
 @dataclass(frozen=True)
@@ -148,7 +148,10 @@ class Study:
             flags = {name: f"{preset[name]:g}" for name in preset if name != "max_steps"}
         if stage.loss == "ppo":
             flags |= POCKET_PPO if self.on_pocket else {}
-            flags |= {"rollout_size": str(PPO_ROLLOUT), "max_new_tokens": str(self.max_new_tokens)}
+            flags |= {
+                "rollout_size": str(PPO["rollout_size"]),
+                "max_new_tokens": str(self.max_new_tokens),
+            }
         return flags
 
     def flags(self, stage: Stage) -> Flags:
@@ -164,7 +167,7 @@ class Study:
             steps = self.budget // self._unit(stage)
             if stage.loss == "ppo":
                 size, batch = self._unit(stage), int(flags["batch_size"] or 1)
-                steps *= int(flags.get("ppo_epochs") or PPO_EPOCHS) * max(1, size // batch)
+                steps *= int(flags.get("ppo_epochs") or PPO["ppo_epochs"]) * max(1, size // batch)
             flags.setdefault("max_steps", str(steps))
             steps = int(flags["max_steps"] or steps)
         return flags | {"eval_every": given.get("eval_every", str(max(1, steps // self.evals)))}

@@ -20,8 +20,8 @@ from benchmarks.study.page import (
     to_markdown,
 )
 from benchmarks.study.plan import Study
-from benchmarks.study.runner import write_json
 from benchmarks.study.tables import answers, expense, quality, spread_name
+from runtime.files import write_json
 
 TITLE = "SFT, PPO, DPO and ORPO from one base model"
 POCKET_NOTE = "Pocket's generated questions, not PIQA."

@@ -25,6 +25,7 @@ from filelock import FileLock
 from benchmarks.study.plan import Stage, Study, cores
 from data.pocket import BASE_DIR
 from data.readers import READERS
+from runtime.files import read_json, write_json
 
 TICK = 0.05  # seconds between looks at the running stages
 TELL_EVERY = 30.0  # seconds between two lines of progress while nothing ends
@@ -51,23 +52,6 @@ class Job:
 
 
 Outcomes = dict[tuple[int, str], Outcome]
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """A file's object, or {} where there is none yet."""
-    try:
-        content: dict[str, Any] = json.loads(path.read_text("utf-8"))
-        return content
-    except (OSError, ValueError):
-        return {}
-
-
-def write_json(path: Path, content: object) -> None:
-    """Write a file whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f"{path.name}.partial")
-    partial.write_text(json.dumps(content, indent=1) + "\n", "utf-8")
-    os.replace(partial, path)
 
 
 def fingerprint(name: str | Path) -> str:
@@ -184,6 +168,7 @@ def start(study: Study, stage: Stage, seed: int, tell: Callable[[str], None]) ->
         with FileLock(run / "run.lock").acquire(timeout=PATIENCE):
             pass  # a run whose study was killed has let go
         shutil.rmtree(run)
+    run.mkdir(parents=True)
     write_json(run / "stage.json", identity(study, stage, seed))
     log = run.parent / f"{stage.name}.log"
     threads = max(1, cores() // study.jobs)
