@@ -45,7 +45,9 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     add("--jobs", type=int, help="stages side by side (default: 2 on pocket, else 1)")
     add("--output_dir", type=Path, default=Path("report"), help="default: report")
     add("--dry_run", action="store_true", help="print the stages and their commands; stop")
-    return parser.parse_args(argv)
+    argv = sys.argv[1:] if argv is None else argv
+    command = shlex.join(["python", "-m", "benchmarks.compare", *argv])
+    return parser.parse_args(argv, argparse.Namespace(command=command))
 
 
 def make_study(args: argparse.Namespace) -> Study:
@@ -74,6 +76,7 @@ def make_study(args: argparse.Namespace) -> Study:
         stages=tuple(stage for stage in STAGES if stage.name in wanted),
         extra=parse_settings(args.set),
         note=args.note,
+        command=args.command,
         output_dir=args.output_dir,
         jobs=args.jobs or (2 if args.model == "pocket" and cores() > 1 else 1),
     )

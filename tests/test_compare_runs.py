@@ -177,7 +177,9 @@ def report(tmp_path_factory):
     data = write_rows(folder / "rows", *pocket_rows(8, 8))
     note = "Rows of somewhere else."
     with pytest.MonkeyPatch.context() as patch:
-        fake = Fake(folder, patch, data=str(data), samples=8, max_new_tokens=12, note=note)
+        fake = Fake(folder, patch, data=str(data), samples=8, max_new_tokens=12, note=note,
+            command=f"python -m benchmarks.compare --data {data} --jobs 2",
+        )  # fmt: skip
         fake.set(real=True)
         run_stages(fake.study, fake.told.append)
         study = replace(fake.study, seeds=(0, 1), stages=STAGES[:4])
@@ -209,6 +211,7 @@ def test_numbers_of_untrained_models_are_those_of_the_base(report):
     ]  # fmt: skip
     saved = json.loads((study.output_dir / "results.json").read_text("utf-8"))
     assert saved["models"]["sft"]["acc"] == list(models["sft"]["acc"])
+    assert saved["command"] == "python -m benchmarks.compare --data rows --jobs 2"
     assert saved["pairs"] == 64 and saved["note"] == "Rows of somewhere else."
 
 
@@ -269,7 +272,7 @@ def compare(folder, *more, kill_after=None):
 def table(folder):
     """The results but for what a clock, the machine or somebody's commit wrote."""
     found = json.loads((folder / "results.json").read_text("utf-8"))
-    del found["commit"], found["machine"]
+    del found["commit"], found["machine"], found["command"]  # with the directory's name
     for by_seed in found["costs"].values():
         for one in by_seed.values():
             del one["seconds"], one["peak_memory_bytes"]

@@ -70,6 +70,7 @@ class Study:
     stages: tuple[Stage, ...] = STAGES
     extra: dict[str, Flags] = field(default_factory=dict)  # stage name or `all` -> train.py flags
     note: str = ""
+    command: str = ""  # what started it
     output_dir: Path = Path("report")
     jobs: int = 1
     trainer: tuple[str, ...] = (sys.executable, str(ROOT / "train.py"))

@@ -6,7 +6,7 @@ import shlex
 from pathlib import Path
 from typing import Any
 
-from benchmarks.record import commit, machine
+from benchmarks.record import commit, machine, without_folders
 from benchmarks.study.collect import BASE
 from benchmarks.study.page import (
     Block,
@@ -30,7 +30,13 @@ POCKET_NOTE = "Pocket's generated questions, not PIQA."
 def write(study: Study, results: dict[str, Any], pictures: dict[str, Path]) -> None:
     """report.md, report.html and results.json in the output directory."""
     blocks = make_blocks(study, results, pictures)
-    about = {"commit": commit(), "machine": machine(), "note": note(study), "pairs": study.budget}
+    about = {
+        "command": without_folders(study.command),
+        "commit": commit(),
+        "machine": machine(),
+        "note": note(study),
+        "pairs": study.budget,
+    }
     write_json(study.output_dir / "results.json", about | results)
     for name, text in (
         ("report.md", to_markdown(blocks, study.output_dir)),
