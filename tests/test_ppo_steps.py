@@ -1,14 +1,25 @@
 """PPO's optimizer steps: how many, on what, and the same however the work is cut."""
 
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
 from models import relative_error
 from ranks import run_on_two_ranks
-from rollouts import SMALL, THROUGH_A_MODEL, left_behind, near, prompts_of, train
+from rollouts import (
+    SMALL,
+    THROUGH_A_MODEL,
+    left_behind,
+    make_rollouts,
+    near,
+    prompts_of,
+    train,
+)
 
 from losses.ppo import PPOConfig
+from rollout.experience import RolloutState
+from rollout.steps import rollout_steps
 
 EVERYTHING = PPOConfig(
     **dict(rollout_size=8, max_new_tokens=6, ppo_epochs=2, temperature=0.8, top_k=6),
@@ -79,6 +90,53 @@ def test_every_rollout_goes_on_in_the_prompts_and_draws_anew():
     answers = [[row.responses[0] for row in rows] for rows in (first, second)]
     assert answers[0] != answers[1] and len(set(map(tuple, answers[0]))) > 4
     assert left_behind(train(seed=1))["responses"] != left_behind(train(seed=2))["responses"]
+
+
+class Asked(Exception):
+    """A rollout was asked for, with these prompts, numbers and seed."""
+
+
+def first_asked(monkeypatch, *, seed, ranks=1, rank=0):
+    def ask(rollouts, prompts, numbers, seed, state):
+        raise Asked([prompt.text for prompt in prompts], numbers, seed)
+
+    monkeypatch.setattr("rollout.steps.rollout", ask)
+    accelerator = SimpleNamespace(num_processes=ranks, process_index=rank)
+    made = replace(make_rollouts(), accelerator=accelerator)
+    options = dict(batch_size=4, steps=1, state=RolloutState(kl_coef=0.0))
+    with pytest.raises(Asked) as error:
+        next(rollout_steps(made, prompts_of(12), seed=seed, **options))
+    return error.value.args
+
+
+def test_a_rank_samples_its_share_of_the_prompts_by_the_numbers_they_have(monkeypatch):
+    """E11: with one seed for all, so that a response does not depend on who samples it."""
+    prompts, numbers, seed = first_asked(monkeypatch, seed=5)
+    assert numbers == list(range(8)) and len(set(prompts)) > 4
+    for rank in (0, 1):
+        asked = first_asked(monkeypatch, seed=5, ranks=2, rank=rank)
+        assert asked == (prompts[rank::2], numbers[rank::2], seed)
+
+
+def test_another_seed_takes_other_prompts_and_draws_otherwise(monkeypatch):
+    (prompts, _, seed), (others, _, another) = (first_asked(monkeypatch, seed=s) for s in (5, 6))
+    assert prompts != others and seed != another
+
+
+@pytest.mark.parametrize("truncation", ["terminal", "bootstrap"])
+def test_no_micro_batch_is_above_max_tokens(truncation):
+    """The place that a bootstrapped value is read at counts as a token."""
+    config = replace(SMALL, truncation=truncation)
+    full = 0
+    for limit in range(20, 40):
+        sizes = [
+            batch.input_ids.numel()
+            for each in train(config, batch_size=8, steps=1, max_tokens=limit).steps
+            for batch in each.batches
+        ]
+        assert max(sizes) <= limit
+        full += limit in sizes
+    assert full  # one more token would not have gone in
 
 
 def test_every_token_keeps_what_its_rollout_said_of_it(plain):

@@ -17,6 +17,7 @@ from data.encode import encode_records
 from data.errors import NO_INPUT, USAGE, InputError
 from data.rows import Record
 from rollout.score import ModelReward, load_reward, score
+from runtime.config import TrainConfig
 
 PROMPTS = [f"prompt {i}" for i in range(10)]
 RESPONSES = [f"response {'x' * i}" for i in range(10)]
@@ -175,6 +176,39 @@ def test_messages_stay_short_and_on_one_line():
     assert "it raises RuntimeError: first second line and so on" in one_line(error)
 
 
+@pytest.mark.parametrize("more", [0, 1])
+def test_a_reason_is_cut_where_it_is_longer_than_160_characters(more):
+    told = "RuntimeError: " + "x" * 100
+    told += "y" * (160 + more - len(told))
+
+    def reward(prompts, responses):
+        raise RuntimeError(told.removeprefix("RuntimeError: "))
+
+    with pytest.raises(InputError) as error:
+        score(reward, PROMPTS[:1], RESPONSES[:1])
+    assert one_line(error).endswith(f": it raises {told[:157] + '...' if more else told}")
+
+
+def test_only_the_colon_of_an_error_without_a_message_is_left_out():
+    def reward(prompts, responses):
+        raise KeyError if len(prompts) > 1 else RuntimeError("no X")
+
+    with pytest.raises(InputError) as error:
+        score(reward, PROMPTS[:1], RESPONSES[:1])
+    assert one_line(error).endswith("it raises RuntimeError: no X")
+
+
+def test_an_object_that_can_be_called_goes_by_its_class():
+    class Reward:
+        def __call__(self, prompts, responses):
+            return None
+
+    with pytest.raises(InputError, match="reward Reward, row 1 "):
+        score(Reward(), PROMPTS[:1], RESPONSES[:1])
+    with pytest.raises(InputError, match="reward partial, row 1 "):
+        score(partial(Reward()), PROMPTS[:1], RESPONSES[:1])
+
+
 def test_an_interrupt_is_not_an_error_of_the_function():
     def reward(prompts, responses):
         raise KeyboardInterrupt
@@ -256,6 +290,8 @@ def test_what_cannot_be_loaded_says_why_in_one_line(module, spec, code, reason):
         load_reward(spec)
     assert reason in one_line(error) and spec in one_line(error)
     assert error.value.exit_code == code
+    if "zzzzzz" in spec:  # nothing is like it
+        assert one_line(error).endswith(reason)
 
 
 # --- a trained model
@@ -365,6 +401,19 @@ def test_micro_batches_hold_what_max_tokens_allows():
     ModelReward(model, tokenizer, layout="rectangle")(prompts, responses)
     assert shapes[-2:] == [(1, sum(lengths)), (4, lengths[-1])]
     assert ModelReward(model, tokenizer)([], []) == []
+
+
+def test_its_defaults_are_those_of_training():
+    reward = ModelReward(make_scorer(), small_tokenizers.gpt2())
+    train = TrainConfig("reward", "pocket")
+    assert (reward.max_tokens, reward.max_length) == (train.max_tokens, train.max_length)
+    assert reward.layout == "tree"
+
+
+def test_prompts_and_responses_of_unequal_number_are_refused():
+    reward = ModelReward(make_scorer(), small_tokenizers.gpt2())
+    with pytest.raises(ValueError):
+        reward(["The sea", "The sea"], [" is deep"])
 
 
 def test_a_model_without_one_output_is_refused():
