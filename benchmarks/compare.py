@@ -18,7 +18,7 @@ import sys
 from pathlib import Path
 
 from benchmarks.study.plan import STAGES, Study, cores, parse_settings
-from data.errors import INTERRUPTED, USAGE, InputError
+from data.errors import INTERRUPTED, IO_ERROR, USAGE, InputError
 
 
 def parse(argv: list[str] | None = None) -> argparse.Namespace:
@@ -39,7 +39,8 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     add("--set", action="append", default=[], metavar='STAGE="--flag value"',
         help="train.py flags of one stage, or of `all`; may be given often")  # fmt: skip
     add("--evals", type=int, default=10, help="held-out evaluations while training (default: 10)")
-    add("--samples", type=int, default=256, help="answers sampled of each model (default: 256)")
+    add("--samples", type=int, default=256, help="answers sampled of each model, or more, as many"
+        " to every held-out prompt (default: 256)")  # fmt: skip
     add("--max_new_tokens", type=int, default=64, help="longest answer (default: 64)")
     add("--note", default="", help="what must stand below every table and figure")
     add("--jobs", type=int, help="stages side by side (default: 2 on pocket, else 1)")
@@ -53,7 +54,7 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
 def make_study(args: argparse.Namespace) -> Study:
     """Raises InputError for what cannot be run, before anything is."""
     seeds = [seed for part in args.seeds for seed in part.replace(",", " ").split()]
-    if not seeds or not all(seed.isdigit() for seed in seeds):
+    if not seeds or not all(seed.isdecimal() for seed in seeds):
         raise InputError(f"--seeds {' '.join(args.seeds)}: give whole numbers", USAGE)
     wanted = [name for part in args.stages for name in part.replace(",", " ").split()]
     unknown = [name for name in wanted if name not in [stage.name for stage in STAGES]]
@@ -81,6 +82,10 @@ def make_study(args: argparse.Namespace) -> Study:
         jobs=args.jobs or (2 if args.model == "pocket" and cores() > 1 else 1),
     )
     study.check()
+    if study.model != "pocket":
+        from runtime.models import locate  # transformers, for a model that needs it anyway
+
+        locate(study.model)
     return study
 
 
@@ -105,6 +110,9 @@ def main() -> int:
     except InputError as error:
         print(f"compare: {error}", file=sys.stderr)
         return error.exit_code
+    except OSError as error:
+        print(f"compare: reading or writing failed: {error}", file=sys.stderr)
+        return IO_ERROR
     except KeyboardInterrupt:
         print("compare: interrupted; the same command goes on from here", file=sys.stderr)
         return INTERRUPTED

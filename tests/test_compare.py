@@ -2,6 +2,7 @@
 
 import html.parser
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,8 @@ from tolerances import loose
 
 from benchmarks.compare import make_study, parse
 from benchmarks.study.plan import PPO, STAGES, Study, parse_settings
-from data.errors import InputError
+from benchmarks.study.runner import fingerprint, identity
+from data.errors import NO_INPUT, InputError
 from losses.ppo import PPOConfig
 from runtime.cli import parse_args
 from runtime.report import peak_memory
@@ -102,6 +104,7 @@ def test_settings_reach_the_stages_they_name_and_no_other():
     (["--pairs", "100"], "give a multiple of 64, 128 for one"),
     (["--pairs", "0"], "--pairs 0 must be above 0"),
     (["--seeds", "a"], "--seeds a: give whole numbers"),
+    (["--seeds", "²"], "--seeds ²: give whole numbers"),
     (["--stages", "dpp"], "--stages dpp: choose from sft, reward"),
     (["--stages", "sft", "ppo"], "ppo needs reward; add it"),
     (["--set", "dpo=--bta 1"], "dpo: unknown flag --bta: did you mean --beta?"),
@@ -112,12 +115,50 @@ def test_settings_reach_the_stages_they_name_and_no_other():
     (["--set", "dpo=--seed 1"], "--set dpo: --seed is the study's own"),
     (["--set", "ppo=--epochs 2"], "give ppo --max_steps, not --epochs"),
     (["--set", "dpo=--learning_rate -1"], "dpo: --learning_rate -1.0 must be above 0"),
+    (["--set", "ppo=--batch_size=0"], "ppo: --batch_size 0 must be above 0"),
+    (["--set", "ppo=--ppo_epochs=0"], "--set ppo: --ppo_epochs 0 is not a whole number above 0"),
+    (["--set", "ppo=--rollout_size=0"], "--set ppo: --rollout_size 0 is not a whole number above"),
+    (["--set", "ppo=--ppo_epochs=x"], "ppo: --ppo_epochs: 'x' is not a whole number"),
+    (["--set", "ppo=--max_steps=x"], "ppo: --max_steps: 'x' is not valid"),
+    (["--set", "sft=--epochs=x"], "sft: --epochs: 'x' is not a number"),
+    (["--set", "sft=--batch_size"], "sft: --batch_size"),
 ])  # fmt: skip
 def test_a_wrong_command_line_is_one_line_before_anything_runs(argv, said):
     with pytest.raises(InputError) as error:
         study(*argv)
     assert said in str(error.value) and "\n" not in str(error.value)
     assert error.value.exit_code == 2
+
+
+def test_a_model_that_is_not_there_is_told_before_anything_runs(tmp_path):
+    with pytest.raises(InputError, match="--model .*nowhere: no such directory") as error:
+        study("--model", tmp_path / "nowhere", "--data", "pocket")
+    assert error.value.exit_code == NO_INPUT
+
+
+@pytest.mark.parametrize("changed", ["train.jsonl", "below/train.jsonl", "train-labels.lst"])
+@pytest.mark.parametrize("file", [False, True])
+def test_other_data_is_another_fingerprint(tmp_path, changed, file):
+    """Wherever `load_data` finds it: beside a file its labels, in a directory one folder below."""
+    path = tmp_path / changed
+    path.parent.mkdir(exist_ok=True)
+    for named in ("train.jsonl", changed):
+        (tmp_path / named).write_text("0")
+    at = tmp_path / "train.jsonl" if file else tmp_path
+    before = fingerprint(at)
+    path.write_text("1\n")
+    assert (fingerprint(at) == before) == (file and path.parent != tmp_path)
+
+
+def test_files_that_a_setting_names_are_part_of_what_a_stage_is(tmp_path):
+    prompts = tmp_path / "prompts.jsonl"
+    prompts.write_text("0")
+    s = study("--set", f"ppo=--prompts {prompts}")
+    s = replace(s, stages=tuple(replace(x, start=None, reward=None) for x in s.stages))
+    before = [identity(s, stage, 0) for stage in s.stages]
+    prompts.write_text("1\n")
+    same = [identity(s, stage, 0) == b for stage, b in zip(s.stages, before, strict=True)]
+    assert [stage.name for stage, kept in zip(s.stages, same, strict=True) if not kept] == ["ppo"]
 
 
 def test_settings_are_split_as_a_shell_does():
@@ -150,6 +191,8 @@ def test_a_models_numbers_are_means_with_their_standard_error():
     both = over_seeds([one, two])
     assert both["kl"] == (2.0, pytest.approx(math.sqrt(2)))  # over seeds now
     assert both["p_acc_norm"] == 1.0  # the larger of 0.5 and 1
+    assert over_seeds([one])["kl"] == (1.0, 1.0)  # one seed was asked for: over answers
+    assert over_seeds([one], several=True)["kl"] == (1.0, None)  # of several one is there
 
 
 def test_lm_eval_and_the_projects_own_forward_give_the_same_rows(tmp_path, monkeypatch):

@@ -1,7 +1,9 @@
 """The comparison study's stages and report, with a stand-in for train.py; slow: the real thing."""
 
 import json
+import math
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -15,6 +17,7 @@ from test_compare import Checked
 from benchmarks.compare import make_study, parse
 from benchmarks.study.plan import STAGES, Stage, Study, parse_settings
 from benchmarks.study.runner import run_stages
+from data.errors import InputError
 
 FAKE = (sys.executable, str(ROOT / "tests" / "fake_train.py"))
 
@@ -191,6 +194,38 @@ def report(tmp_path_factory):
         fake.told.clear()
         measure.measure_all(study, outcomes, fake.told.append)
     return study, results, fake.told
+
+
+def test_a_model_that_cannot_be_measured_is_reported_and_the_rest_goes_on(fake, monkeypatch):
+    from benchmarks.study import collect, measure
+
+    rows = [[-1.0, -2.0, 1, 1], [-2.0, -1.0, 0, 0]]
+    answers = {"kl": [0.0], "tokens": [3], "finished": [True], "prompts": ["p"], "texts": ["t"]}
+    broken = {"sft/final": {"rows": [[math.nan, -1.0, 0, 0]]}, "dpo/final": InputError("damaged")}
+
+    def accuracy(self, subject):
+        found = next((x for end, x in broken.items() if str(subject).endswith(end)), {"rows": rows})
+        if isinstance(found, InputError):
+            raise found
+        return found | {"scored_by": "nobody"}
+
+    monkeypatch.setattr(measure.Bench, "load", lambda self, name: name)
+    monkeypatch.setattr(measure.Bench, "accuracy", accuracy)
+    monkeypatch.setattr(measure.Bench, "answers", lambda self, subject: answers)
+    fake.run(stages=STAGES[:5])
+    study = replace(fake.study, stages=STAGES[:5])
+    outcomes = run_stages(study, fake.told.append)
+    measure.measure_all(study, outcomes, fake.told.append)
+    results = collect.collect(study, outcomes)
+    assert list(results["models"]) == ["base", "ppo", "orpo"]
+    assert [(one["stage"], one["reason"]) for one in results["failures"]] == [
+        ("sft", "cannot be measured: its log-probabilities of held-out pairs are not finite"),
+        ("dpo", "cannot be measured: damaged"),
+    ]
+    broken[""] = InputError("damaged too")
+    shutil.rmtree(study.output_dir / "answers")
+    with pytest.raises(InputError, match="the base model cannot be measured: damaged too"):
+        measure.measure_all(study, outcomes, fake.told.append)
 
 
 def test_nothing_is_measured_twice(report):

@@ -42,8 +42,10 @@ def describe(measured: dict[str, Any], base: dict[str, Any]) -> dict[str, Any]:
     return found
 
 
-def over_seeds(each: Sequence[dict[str, Any]]) -> dict[str, Any]:
+def over_seeds(each: Sequence[dict[str, Any]], several: bool = False) -> dict[str, Any]:
     """Means, with the standard deviation over seeds, or of one seed its own standard error.
+
+    Where `several` seeds were asked for and one is there, its spread is None.
 
     A p-value of several seeds is the largest: it bounds every seed's.
     """
@@ -53,7 +55,9 @@ def over_seeds(each: Sequence[dict[str, Any]]) -> dict[str, Any]:
             found[name] = max(one[name]["p"] for one in each)
             continue
         values = [one[name][0] for one in each if name in one]
-        spread = statistics.stdev(values) if len(values) > 1 else each[0][name][1]
+        spread = None if several else each[0][name][1]
+        if len(values) > 1:
+            spread = statistics.stdev(values)
         found[name] = (statistics.fmean(values), spread)
     return found
 
@@ -95,7 +99,11 @@ def collect(study: Study, outcomes: Outcomes) -> dict[str, Any]:
             )
             for seed in done
         }
-        models[name] = {"seeds": done, "each": each, **over_seeds(list(each.values()))}
+        models[name] = {
+            "seeds": done,
+            "each": each,
+            **over_seeds(list(each.values()), len(study.seeds) > 1),
+        }
     first = read_json(study.answers(study.seeds[0], BASE))
     return {
         "models": models,

@@ -5,6 +5,7 @@ One JSON a model, kept as long as the weights it was made from are the same.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -18,10 +19,10 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from benchmarks.study.plan import Study
-from benchmarks.study.runner import Outcomes, fingerprint
+from benchmarks.study.runner import Outcome, Outcomes, fingerprint
 from data.batches import cover
 from data.encode import Row, encode_records
-from data.errors import InputError
+from data.errors import NOT_FINITE, InputError
 from data.piqa import piqa_rows
 from data.prompts import encode_prompts, load_prompts
 from data.records import Record, load_data
@@ -121,8 +122,12 @@ class Bench:
         )
 
     def measure(self, name: str) -> dict[str, Any]:
+        """Raises InputError or FloatingPointError for a model that cannot be measured."""
         subject = self.base if name == self.study.model else self.load(name)
-        return self.accuracy(subject) | {"answers": self.answers(subject)}
+        found = self.accuracy(subject)
+        if not all(math.isfinite(logp) for row in found["rows"] for logp in row[:2]):
+            raise FloatingPointError("its log-probabilities of held-out pairs are not finite")
+        return found | {"answers": self.answers(subject)}
 
     # ---------------------------------------------------------------- accuracy
 
@@ -202,7 +207,11 @@ def sequence_logps(subject: Subject, rows: Sequence[Row], device: torch.device) 
 
 
 def measure_all(study: Study, outcomes: Outcomes, tell: Callable[[str], None]) -> None:
-    """Write answers/seedS/MODEL.json for the base and every model that there is."""
+    """Write answers/seedS/MODEL.json for the base and every model that there is.
+
+    A model that cannot be measured becomes a failed stage in `outcomes`, and the rest goes on; the
+    base model is what all are compared with, and ends the study.
+    """
     names = ["base", *(stage.name for stage in study.stages if stage.loss != "reward")]
     todo: list[tuple[int, str]] = []
     for seed in study.seeds:
@@ -218,7 +227,15 @@ def measure_all(study: Study, outcomes: Outcomes, tell: Callable[[str], None]) -
         if bench.seed != seed or number == 1:  # one seed's base and judge in memory at a time
             bench = bench_of(study, outcomes, seed)
         weights = bench.weights(name)
-        found = {"key": bench.key(weights)} | bench.measure(weights)
+        try:
+            found = {"key": bench.key(weights)} | bench.measure(weights)
+        except (InputError, FloatingPointError) as error:
+            if name == "base":
+                code = getattr(error, "exit_code", NOT_FINITE)
+                raise InputError(f"the base model cannot be measured: {error}", code) from error
+            outcomes[seed, name] = Outcome("failed", f"cannot be measured: {error}")
+            tell(f"seed {seed} {name}: cannot be measured: {error}")
+            continue
         study.answers(seed, name).parent.mkdir(parents=True, exist_ok=True)
         write_json(study.answers(seed, name), found)
         seconds = (time.monotonic() - began) / number * (len(todo) - number)

@@ -73,7 +73,9 @@ def accuracy(results: dict[str, Any], path: Path) -> bool:
     figure, axes = panels(1, 2)
     names = list(results["models"])
     for axis, key in zip(axes, ("acc", "acc_norm"), strict=True):
-        values = [results["models"][name][key] for name in names]
+        values = [
+            (mean, spread or 0.0) for mean, spread in (results["models"][n][key] for n in names)
+        ]
         bars = axis.barh(
             names,
             [100 * mean for mean, _ in values],

@@ -127,9 +127,13 @@ class Study:
         """Pairs of an optimizer step, or responses of a rollout."""
         flags = self._defaults(stage) | self._given(stage)
         name = "rollout_size" if stage.loss == "ppo" else "batch_size"
-        value = flags[name] or ""
-        if not value.isdigit() or value == "0":
-            raise InputError(f"--set {stage.name}: --{name} {value} is not a whole number", USAGE)
+        return self._whole(stage, flags, name)
+
+    def _whole(self, stage: Stage, flags: Flags, name: str, default: object = None) -> int:
+        value = str(flags.get(name) or default)
+        if not value.isdecimal() or int(value) == 0:
+            what = f"--{name} {value} is not a whole number above 0"
+            raise InputError(f"--set {stage.name}: {what}", USAGE)
         return int(value)
 
     # ---------------------------------------------------------------- commands
@@ -167,10 +171,11 @@ class Study:
         else:
             steps = self.budget // self._unit(stage)
             if stage.loss == "ppo":
-                size, batch = self._unit(stage), int(flags["batch_size"] or 1)
-                steps *= int(flags.get("ppo_epochs") or PPO["ppo_epochs"]) * max(1, size // batch)
+                size, batch = self._unit(stage), self._whole(stage, flags, "batch_size")
+                epochs = self._whole(stage, flags, "ppo_epochs", PPO["ppo_epochs"])
+                steps *= epochs * max(1, size // batch)
             flags.setdefault("max_steps", str(steps))
-            steps = int(flags["max_steps"] or steps)
+            steps = self._whole(stage, flags, "max_steps")
         return flags | {"eval_every": given.get("eval_every", str(max(1, steps // self.evals)))}
 
     def argv(self, stage: Stage, seed: int) -> list[str]:
@@ -188,8 +193,7 @@ class Study:
             "seed": str(seed),
             "output_dir": str(self.directory(seed, stage.name)),
         }
-        every = own | self.flags(stage)
-        return [part for k, v in every.items() for part in (f"--{k}", *([] if v is None else [v]))]
+        return as_argv(own | self.flags(stage))
 
     def check(self) -> None:
         """Parse every stage's command line now rather than hours later.
@@ -208,6 +212,8 @@ class Study:
                 if name not in names:
                     raise InputError(f"--stages: {stage.name} needs {name}; add it", USAGE)
             try:
+                # what was given by itself first: the whole line is made by calculating with it
+                parse_args(["--loss", stage.loss, *as_argv(self._given(stage))])
                 parse_args(self.argv(stage, self.seeds[0]))
             except InputError as error:
                 raise InputError(f"{stage.name}: {error}", error.exit_code) from error
@@ -218,6 +224,10 @@ def cores() -> int:
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
+
+
+def as_argv(flags: Flags) -> list[str]:
+    return [part for k, v in flags.items() for part in (f"--{k}", *([] if v is None else [v]))]
 
 
 def parse_settings(settings: Sequence[str]) -> dict[str, Flags]:

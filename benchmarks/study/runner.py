@@ -55,21 +55,29 @@ Outcomes = dict[tuple[int, str], Outcome]
 
 
 def fingerprint(name: str | Path) -> str:
-    """sha256 over a model's weights or a data set's files; what is no path is its own name."""
+    """sha256 over a model's weights or a data set's files; what is no path is its own name.
+
+    Data may lie one folder below (data/sources.py), labels beside the file that is named.
+    """
     path = BASE_DIR if name == "pocket" else Path(name).expanduser()
     if not path.exists():
         return str(name)
-    kinds = {".safetensors", ".bin", ".lst", *READERS}
-    files = [path] if path.is_file() else sorted(f for f in path.iterdir() if f.suffix in kinds)
+    if path.is_file():
+        labels = path.with_name(f"{path.stem}-labels.lst")
+        folder, files = path.parent, [path, *([labels] if labels.exists() else [])]
+    else:
+        kinds = {".safetensors", ".bin", ".lst", *READERS}
+        below = [*path.glob("*"), *path.glob("*/*")]
+        folder, files = path, sorted(f for f in below if f.suffix in kinds and f.is_file())
     # what os.stat says is the key, so that hundreds of megabytes are read once and not every time
-    return _digest(tuple((f, f.stat().st_size, f.stat().st_mtime_ns) for f in files))
+    return _digest(folder, tuple((f, f.stat().st_size, f.stat().st_mtime_ns) for f in files))
 
 
 @functools.cache
-def _digest(files: tuple[tuple[Path, int, int], ...]) -> str:
+def _digest(folder: Path, files: tuple[tuple[Path, int, int], ...]) -> str:
     digest = hashlib.sha256()
     for file, size, _ in files:
-        digest.update(f"{file.name} {size}\n".encode())
+        digest.update(f"{file.relative_to(folder)} {size}\n".encode())
         with open(file, "rb") as content:
             while block := content.read(1 << 20):
                 digest.update(block)
@@ -84,10 +92,12 @@ def identity(study: Study, stage: Stage, seed: int) -> dict[str, Any]:
         "data": None if study.data == "pocket" else study.data,
         "eval_data": study.eval_data,
     }
+    flags = study.flags(stage)
+    starts |= {k: v for k, v in flags.items() if v and Path(v).expanduser().exists()}
     return {
         "loss": stage.loss,
         "seed": seed,
-        "flags": study.flags(stage),
+        "flags": flags,
         "starts": {name: fingerprint(path) for name, path in starts.items() if path is not None},
     }
 

@@ -49,7 +49,8 @@ def quality(study: Study, results: dict[str, Any], noted: Noted) -> Table:
                 cells.append(p_value(model[key]))
             else:
                 mean, spread = model[key]
-                cells.append(f"{scale * mean:.{digits}f} ± {scale * spread:.{digits}f}")
+                around = "" if spread is None else f" ± {scale * spread:.{digits}f}"
+                cells.append(f"{scale * mean:.{digits}f}{around}")
         rows.append(cells)
     caption = (
         f"± is the {spread_name(study)}. p: exact two-sided McNemar test against base on the same"
