@@ -97,6 +97,7 @@ def test_a_mean_of_micro_batch_means():
         (lambda logps: -logps, "TypeError: "),
         (lambda logps, mask: (logps, mask), "returned 2 results, expected loss"),
         (lambda logps, mask: losses.sft_loss(logps, mask.logical_not_()), "changed its argument"),
+        (lambda logps, mask: sys.exit(0), "SystemExit: 0"),
     ],
 )
 def test_wrong_answers(sft_loss, message):
@@ -215,6 +216,15 @@ def test_a_wrong_file(tmp_path, capsys):
         (["BROKEN"], "SyntaxError"),
         (["MISSING"], "needs what is not installed here: No module named 'nobody_has_this'"),
         (["CUPY"], 'ARRAYS = \'cupy\' must be "torch" or "numpy"'),
+        (["LISTED"], "CONVENTIONS = ['sft'] must be a dict of strings"),
+        (["NUMBERED"], "VERSIONS = {'mine': 1} must be a dict of strings"),
+        (["EXITS"], "exits.py: calls sys.exit(0) when it is imported"),
+        (["LATER"], "later: nothing was judged: each of the 250 cases was skipped"),
+        (["SFT", "--family", "dpo"], "sft: nothing was judged: each of the "),
+        (
+            ["numpy_four", "--dtype", "bfloat16"],
+            "numpy_four: nothing was judged: no case is asked in bfloat16",
+        ),
         (
             ["ours", "--family", "sft", "--output", "/nowhere/x.json"],
             "cannot write /nowhere/x.json",
@@ -227,6 +237,11 @@ def test_what_cannot_be_run(arguments, message, tmp_path, capsys):
         "BROKEN": "def",
         "MISSING": "import nobody_has_this",
         "CUPY": "ARRAYS = 'cupy'\ndef sft_loss(logps, mask): pass",
+        "LISTED": "CONVENTIONS = ['sft']\ndef sft_loss(logps, mask): pass",
+        "NUMBERED": "VERSIONS = {'mine': 1}\ndef sft_loss(logps, mask): pass",
+        "EXITS": "def sft_loss(logps, mask): pass\nimport sys; sys.exit(0)",
+        "LATER": "def sft_loss(logps, mask): raise NotImplementedError('later')",
+        "SFT": "def sft_loss(logps, mask): pass",
     }
     first, *rest = arguments
     if first in files:
@@ -235,6 +250,25 @@ def test_what_cannot_be_run(arguments, message, tmp_path, capsys):
     assert main(["--implementation", first, *rest]) == 2
     error = capsys.readouterr().err
     assert message in error and error.count("\n") == 1
+
+
+def test_a_file_with_a_dataclass_and_a_neighbour_shadows_nothing(tmp_path, monkeypatch):
+    (tmp_path / "neighbour_of_losses.py").write_text("SIGN = -1\n")
+    (tmp_path / "losses.py").write_text(
+        "from __future__ import annotations\n"
+        "from dataclasses import dataclass\n"
+        "import torch\n"
+        "from neighbour_of_losses import SIGN\n"
+        "@dataclass\n"
+        "class Term:\n"
+        "    sign: int = SIGN\n"
+        "def sft_loss(logps, mask):\n"
+        "    return torch.where(mask, Term().sign * logps, 0)\n"
+    )
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    monkeypatch.chdir(tmp_path)
+    assert main(["--implementation", "losses.py", "--family", "sft"]) == 0
+    assert sys.modules["losses"] is losses and sys.path[-1] == str(tmp_path)
 
 
 def test_every_function_is_asked_for():

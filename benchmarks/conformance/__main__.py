@@ -4,7 +4,7 @@
     python -m benchmarks.conformance --implementation path/to/mine.py --output mine.json
     python -m benchmarks.conformance --story D2     # or --stories, --catalogue: CATALOGUE.md
 
-Exit status: 0 all that was judged passed, 1 something differed, 2 there is nothing to run.
+Exit status: 0 all that was judged passed, 1 something differed, 2 there is nothing to run or judge.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ FUNCTIONS = (
     *("token_logprobs", "sft_loss", "reward_loss", "dpo_loss", "orpo_loss", "kl_estimate"),
     *("gae", "masked_whiten", "ppo_policy_loss", "ppo_value_loss", "reduce"),
 )
+MODULE = "__implementation__"  # the name of a file's module, which no package has
 
 
 class NothingToRunError(Exception):
@@ -31,7 +32,10 @@ class NothingToRunError(Exception):
 
 
 def implementation(name: str) -> tuple[str, Any]:
-    """A module of `implementations/` by its name, or any Python file by its path."""
+    """A module of `implementations/` by its name, or any Python file by its path.
+
+    A file may import its neighbours; what is installed or in this checkout comes before them.
+    """
     names = sorted(p.stem for p in IMPLEMENTATIONS.glob("[a-z]*.py"))
     try:
         if name in names:
@@ -43,14 +47,20 @@ def implementation(name: str) -> tuple[str, Any]:
             )
         if not path.is_file():
             raise NothingToRunError(f"{name}: no such file")
-        spec = importlib.util.spec_from_file_location(path.stem, path)
+        spec = importlib.util.spec_from_file_location(MODULE, path)
         assert spec is not None and spec.loader is not None
         module = importlib.util.module_from_spec(spec)
+        sys.modules[MODULE] = module  # a dataclass of the file looks itself up there
+        sys.path.append(str(path.resolve().parent))
         spec.loader.exec_module(module)
     except ImportError as error:
         raise NothingToRunError(f"{name} needs what is not installed here: {error}") from error
     except NothingToRunError:
         raise
+    except SystemExit as error:
+        raise NothingToRunError(
+            f"{name}: calls sys.exit({error.code!r}) when it is imported"
+        ) from error
     except Exception as error:
         raise NothingToRunError(f"{name}: {type(error).__name__}: {error}") from error
     return path.stem, module
@@ -92,7 +102,15 @@ def main(arguments: list[str] | None = None) -> int:
             results = runner.run(module, load.load(options.family), options.dtype)
         except ValueError as error:
             raise NothingToRunError(f"{name}: {error}") from error
+        if not results:
+            dtypes = ", ".join(options.dtype)
+            raise NothingToRunError(f"{name}: nothing was judged: no case is asked in {dtypes}")
         print("\n".join(table.lines(name, results)))
+        if all(r.status == "skipped" for r in results):
+            cases = len({r.case.id for r in results})
+            raise NothingToRunError(
+                f"{name}: nothing was judged: each of the {cases} cases was skipped"
+            )
         if options.output:
             report = table.report(name, module, results)
             try:

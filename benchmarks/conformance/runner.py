@@ -49,9 +49,16 @@ def run(implementation: Any, cases: Iterable[Case], dtypes: Sequence[str] = DTYP
         dtypes: some of "float64", "float32", "bfloat16".
 
     Raises:
-        ValueError: its ARRAYS is neither "torch" nor "numpy".
+        ValueError: its ARRAYS is neither "torch" nor "numpy", or its CONVENTIONS or VERSIONS is
+            no dict of strings.
     """
     _, possible = caller(implementation)
+    for name in ("CONVENTIONS", "VERSIONS"):
+        texts = getattr(implementation, name, {})
+        if not isinstance(texts, dict) or not all(
+            isinstance(text, str) for pair in texts.items() for text in pair
+        ):
+            raise ValueError(f"{name} = {texts!r} must be a dict of strings")
     return [
         run_one(implementation, case, dtype)
         for case in cases
@@ -70,7 +77,7 @@ def run_one(implementation: Any, case: Case, dtype: str) -> Result:
         outputs, gradients = call(implementation, case, dtype)
     except NotImplementedError as error:
         return Result(case, dtype, "skipped", message=str(error) or "not implemented")
-    except Exception as error:  # whatever it is, it is the implementation's answer
+    except (Exception, SystemExit) as error:  # whatever it is, it is the implementation's answer
         lines = str(error).strip().splitlines() or [""]
         message = f"{type(error).__name__}: {lines[0]}"
         return Result(case, dtype, "failed", message=message, convention=convention)
