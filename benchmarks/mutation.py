@@ -4,8 +4,9 @@
     python -m benchmarks.mutation benchmarks/results/mutation.json
 
 Survivors are listed in the results file. One that changes nothing that could be observed is given
-its reason there by hand, under "equivalent"; the reason is kept for as long as the mutant survives.
-Ends with exit code 1 while a part is below its GOAL.
+its reason there by hand, under "equivalent"; the reason is kept until the mutant is killed or gone.
+Ends with exit code 1 while a part is below its GOAL, not there or not all run, and with 2, the
+results file untouched, if no mutant was run.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import difflib
 import json
 import sys
 from collections import Counter
+from functools import lru_cache
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -23,10 +25,10 @@ from typing import Any
 from benchmarks.record import commit, machine
 
 ROOT = Path(__file__).resolve().parent.parent
-PARTS = {  # what the names of its mutants begin with
+PARTS = {  # what the names of its functions begin with, a dot put after them
     "losses": ("losses.",),
     "rollout": ("rollout.",),
-    "reduction": ("runtime.metrics.", "train.x_optimizer_step__", "train.x_count_units__"),
+    "reduction": ("runtime.metrics.", "train.optimizer_step.", "train.count_units."),
 }
 GOAL = {"losses": 1.0, "rollout": 0.9, "reduction": 0.9}  # share of the non-equivalent mutants
 KILLED = {1, 3, 36, 24, -24, 152, 255}  # a test failed (1, 3), or the mutant never came to an end
@@ -41,52 +43,103 @@ def read(folder: Path) -> dict[str, int | None]:
     return found
 
 
+def function_of(mutant: str) -> str:
+    """The function that it is a mutant of, such as `losses.forward.Scorer.forward`."""
+    module, _, generated = mutant.rpartition(".")
+    function = generated.rpartition("__mutmut_")[0]
+    return f"{module}.{function.removeprefix('x_').removeprefix('xǁ').replace('ǁ', '.')}"
+
+
+def part_of(function: str) -> str | None:
+    return next((part for part, starts in PARTS.items() if f"{function}.".startswith(starts)), None)
+
+
+@lru_cache(maxsize=1)  # seconds for a large file, and its mutants come one after the other
+def functions(file: Path) -> dict[str, ast.FunctionDef]:
+    """A file's functions and methods by their generated names."""
+    tree = ast.parse(file.read_text("utf-8"))
+    return {n.name: n for n in ast.walk(tree) if isinstance(n, ast.FunctionDef)}
+
+
 def change(folder: Path, mutant: str) -> dict[str, str]:
     """The mutant's function, and its line before and after; lines as `ast.unparse` writes them."""
     module, _, generated = mutant.rpartition(".")
-    function = generated.rpartition("__mutmut_")[0]
-    tree = ast.parse((folder / (module.replace(".", "/") + ".py")).read_text("utf-8"))
-    defined = {n.name: n for n in ast.walk(tree) if isinstance(n, ast.FunctionDef)}
-    plain = function.removeprefix("x_").removeprefix("xǁ").replace("ǁ", ".")
+    function = function_of(mutant)
+    defined = functions(folder / (module.replace(".", "/") + ".py"))
     lines = []
-    for name in (f"{function}__mutmut_orig", generated):
-        defined[name].name = plain.rpartition(".")[2]
+    for name in (f"{generated.rpartition('__mutmut_')[0]}__mutmut_orig", generated):
+        defined[name].name = function.rpartition(".")[2]
         lines.append(ast.unparse(defined[name]).splitlines())
     marked = list(difflib.ndiff(lines[0], lines[1]))
     before, after = (
         " / ".join(line[2:].strip() for line in marked if line[0] == sign) for sign in "-+"
     )
-    return {"function": f"{module}.{plain}", "before": before, "after": after}
+    return {"function": function, "before": before, "after": after}
 
 
-def part_of(mutant: str) -> str | None:
-    return next((part for part, starts in PARTS.items() if mutant.startswith(starts)), None)
+def parts_run(folder: Path) -> set[str]:
+    """The parts of which at least one mutant was run."""
+    run = {part_of(function_of(m)) for m, code in read(folder).items() if code is not NOT_RUN}
+    return {part for part in run if part}
 
 
-def summary(folder: Path, reasons: dict[str, str]) -> dict[str, Any]:
-    """Counts and score of every part, its equivalent mutants and its other survivors."""
-    verdicts = {m: code for m, code in read(folder).items() if part_of(m)}
-    counts = {part: Counter[str]() for part in PARTS}
-    equivalent: list[dict[str, str]] = []
-    survivors: list[dict[str, str]] = []
+def summary(folder: Path, old: dict[str, Any]) -> dict[str, Any]:
+    """Counts and score of every part, its equivalent mutants and its other survivors.
+
+    What was not run this time stays as the old results file has it: a part with all its entries,
+    marked with the commit that it was run at, and a single mutant with its reason.
+    """
+    verdicts = read(folder)
+    run = parts_run(folder)
+    parts = {
+        part: {"commit": old.get("commit")} | count
+        for part, count in old.get("parts", {}).items()
+        if part in PARTS and part not in run
+    }
+    survivors = [one for one in old.get("survivors", []) if part_of(one["function"]) in parts]
+    counts = {part: Counter[str]() for part in PARTS if part not in parts}
+    modules = {mutant.rpartition(".")[0] for mutant in verdicts}
+    reasons, equivalent = {}, []
+    for one in old.get("equivalent", []):
+        function, part = one["function"], part_of(one["function"])
+        reasons[function, one["before"], one["after"]] = one["why"]
+        if part in parts:
+            equivalent.append(one)
+        elif part and not any(function.startswith(f"{module}.") for module in modules):
+            equivalent.append(one)  # its whole file is not there
+            counts[part].update(("mutants", "not run"))
+    explained = {function for function, _, _ in reasons}
     for mutant, code in verdicts.items():
-        count = counts[str(part_of(mutant))]
+        function = function_of(mutant)
+        count = counts.get(str(part_of(function)))
+        if count is None:
+            continue
         count["mutants"] += 1
         if code is NOT_RUN:
             count["not run"] += 1
         elif code in KILLED:
             count["killed"] += 1
-        else:
-            found = change(folder, mutant)
-            why = reasons.get(json.dumps(found))
+        if code in KILLED or (code is NOT_RUN and function not in explained):
+            continue
+        found = change(folder, mutant)
+        why = reasons.get((function, found["before"], found["after"]))
+        if code is not NOT_RUN:
             count["survived" if why is None else "equivalent"] += 1
-            (survivors if why is None else equivalent).append(found | ({"why": why} if why else {}))
-    parts = {
-        part: dict(count) | {"score": count["killed"] / (count["mutants"] - count["equivalent"])}
-        for part, count in counts.items()
-        if count
-    }
+        if why is not None:
+            equivalent.append(found | {"why": why})
+        elif code is not NOT_RUN:
+            survivors.append(found)
+    for part, count in counts.items():
+        if count:
+            score = count["killed"] / (count["mutants"] - count["equivalent"])
+            parts[part] = dict(count) | {"score": score}
+    parts = {part: parts[part] for part in PARTS if part in parts}
     return {"parts": parts, "equivalent": equivalent, "survivors": survivors}
+
+
+def reached(part: str, found: dict[str, Any]) -> bool:
+    """Whether all of a part was run and its score is no less than its goal."""
+    return bool(found) and not found.get("not run") and found["score"] >= GOAL[part]
 
 
 def main() -> int:
@@ -95,22 +148,21 @@ def main() -> int:
     parser.add_argument("--mutants", type=Path, default=ROOT / "mutants", help="mutmut's folder")
     parser.add_argument("--note", default="", help="what a reader must know of these numbers")
     args = parser.parse_args()
+    if not parts_run(args.mutants):
+        print(f"{args.mutants}: no mutant was run; python -m mutmut run does it", file=sys.stderr)
+        return 2
     old = json.loads(args.results.read_text("utf-8")) if args.results.exists() else {}
-    reasons = {
-        json.dumps({k: one[k] for k in ("function", "before", "after")}): one["why"]
-        for one in old.get("equivalent", [])
-    }
     new = {
         "note": args.note,
         "command": "python -m mutmut run",
         "commit": commit(),
         "versions": {name: version(name) for name in ("mutmut", "torch", "transformers")},
         "machine": machine(),
-    } | summary(args.mutants, reasons)
+    } | summary(args.mutants, old)
     args.results.write_text(json.dumps(new, indent=1, ensure_ascii=False) + "\n", "utf-8")
-    for part, found in new["parts"].items():
-        print(part, found)
-    return int(any(found["score"] < GOAL[part] for part, found in new["parts"].items()))
+    for part in PARTS:
+        print(part, new["parts"].get(part, "has no mutants"))
+    return int(not all(reached(part, new["parts"].get(part, {})) for part in PARTS))
 
 
 if __name__ == "__main__":

@@ -44,15 +44,52 @@ CODES = {
 }
 
 
+STEP = {
+    "function": "train.optimizer_step",
+    "before": "return 1",
+    "after": "return 2",
+}
+TRAIN = """
+def x_optimizer_step__mutmut_orig():
+    return 1
+
+def x_optimizer_step__mutmut_1():
+    return 2
+"""
+ALL_KILLED = dict.fromkeys(CODES, 1)
+REDUCTION = "train.x_optimizer_step__mutmut_1"
+
+
+def put(folder, module, text, codes):
+    """A file as mutmut leaves it, and what became of its mutants."""
+    file = folder / f"{module}.py"
+    file.parent.mkdir(exist_ok=True)
+    file.write_text(text, "utf-8")
+    meta = json.dumps({"exit_code_by_key": codes})
+    file.with_name(f"{file.name}.meta").write_text(meta, "utf-8")
+
+
 @pytest.fixture
 def folder(tmp_path):
-    (tmp_path / "losses").mkdir()
-    (tmp_path / "losses" / "one.py").write_text(MODULE, "utf-8")
-    meta = tmp_path / "losses" / "one.py.meta"
-    meta.write_text(json.dumps({"exit_code_by_key": CODES}), "utf-8")
+    put(tmp_path, "losses/one", MODULE, CODES)
     elsewhere = {"train.x_count_units__mutmut_1": None, "train.x_train__mutmut_1": 0}
-    (tmp_path / "train.py.meta").write_text(json.dumps({"exit_code_by_key": elsewhere}), "utf-8")
+    put(tmp_path, "train", TRAIN, elsewhere)
     return tmp_path
+
+
+@pytest.fixture
+def score(folder, monkeypatch):
+    """Call the program on a results file that says `old`: its exit code, and the file after it."""
+    monkeypatch.setattr(mutation, "version", lambda name: "1.2.3")
+    monkeypatch.setattr(mutation, "commit", lambda: "new")
+
+    def start(old):
+        results = folder / "results.json"
+        results.write_text(json.dumps(old), "utf-8")
+        monkeypatch.setattr("sys.argv", ["mutation", str(results), "--mutants", str(folder)])
+        return mutation.main(), json.loads(results.read_text("utf-8"))
+
+    return start
 
 
 def test_what_survives_is_listed_and_what_was_not_run_is_no_kill(folder):
@@ -64,18 +101,68 @@ def test_what_survives_is_listed_and_what_was_not_run_is_no_kill(folder):
     }
 
 
-def test_a_reason_written_down_is_kept_and_leaves_the_score(folder, tmp_path, monkeypatch, capsys):
-    results = tmp_path / "results.json"
-    results.write_text(json.dumps({"equivalent": [TOTAL | {"why": "two dimensions"}]}), "utf-8")
-    monkeypatch.setattr("sys.argv", ["mutation", str(results), "--mutants", str(folder)])
-    monkeypatch.setattr(mutation, "version", lambda name: "1.2.3")
-    assert mutation.main() == 1  # one survives
-    written = json.loads(results.read_text("utf-8"))
+def test_a_reason_written_down_is_kept_and_leaves_the_score(score, capsys):
+    code, written = score({"equivalent": [TOTAL | {"why": "two dimensions"}]})
+    assert code == 1  # one survives
     assert written["equivalent"] == [TOTAL | {"why": "two dimensions"}]
     assert written["survivors"] == [BIAS] and written["parts"]["losses"]["score"] == 0.5
     assert "losses" in capsys.readouterr().out
-    all_killed = dict.fromkeys(CODES, 1) | {"losses.one.x_total__mutmut_1": 0}
-    for name, codes in (("losses/one", all_killed), ("train", {})):
-        meta = json.dumps({"exit_code_by_key": codes})
-        (folder / f"{name}.py.meta").write_text(meta, "utf-8")
-    assert mutation.main() == 0
+
+
+def test_every_part_must_be_there_and_run_and_reach_its_goal(folder, score):
+    put(folder, "losses/one", MODULE, ALL_KILLED)
+    put(folder, "train", TRAIN, {REDUCTION: 1})
+    assert score({})[0] == 1  # no rollout
+    ten = {f"rollout.one.x_f__mutmut_{i}": 1 for i in range(10)}
+    put(folder, "rollout/one", "", ten)
+    assert score({})[0] == 0
+    put(folder, "rollout/one", "", ten | {"rollout.one.x_f__mutmut_0": None})
+    code, written = score({})
+    assert code == 1 and written["parts"]["rollout"]["score"] == 0.9  # the goal, and one not run
+    put(folder, "rollout/one", "", ten)
+    put(folder, "losses/one", MODULE, ALL_KILLED | {"losses.one.x_total__mutmut_1": 0})
+    assert score({})[0] == 1
+
+
+@pytest.mark.parametrize("there", [True, False])
+def test_a_part_that_was_not_run_stays_as_it_was(folder, score, there):
+    put(folder, "losses/one", MODULE, ALL_KILLED)
+    put(folder, "train", TRAIN, {REDUCTION: None} if there else {})
+    old = {
+        "commit": "old",
+        "parts": {
+            "rollout": {"mutants": 9, "killed": 9, "score": 1.0, "commit": "older"},
+            "reduction": {"mutants": 3, "killed": 1, "equivalent": 1, "survived": 1, "score": 0.5},
+        },
+        "equivalent": [TOTAL | {"why": "is killed now"}, STEP | {"why": "nobody reads it"}],
+        "survivors": [BIAS, STEP | {"after": "return 3"}],
+    }
+    code, written = score(old)
+    assert code == 1  # of the reduction
+    assert written["parts"] == {
+        "losses": {"mutants": 3, "killed": 3, "score": 1.0},
+        "rollout": old["parts"]["rollout"],
+        "reduction": old["parts"]["reduction"] | {"commit": "old"},
+    }
+    assert written["equivalent"] == old["equivalent"][1:]
+    assert written["survivors"] == old["survivors"][1:] and written["commit"] == "new"
+
+
+def test_a_reason_outlives_a_run_without_its_mutant(folder, score):
+    put(folder, "losses/one", MODULE, ALL_KILLED | {"losses.one.x_total__mutmut_1": None})
+    elsewhere = BIAS | {"function": "losses.two.Head.bias"}  # of a file that is not there
+    gone = TOTAL | {"after": "def total(x, dim=+3):"}
+    old = [one | {"why": "so"} for one in (TOTAL, BIAS, gone, elsewhere)]
+    code, written = score({"equivalent": old})
+    assert code == 1 and written["equivalent"] == [old[3], old[0]]
+    assert written["parts"]["losses"] == {"mutants": 4, "killed": 2, "not run": 2, "score": 0.5}
+
+
+@pytest.mark.parametrize("codes", [{}, dict.fromkeys(CODES)])
+def test_where_nothing_was_run_nothing_is_written(folder, score, codes, capsys):
+    put(folder, "losses/one", MODULE, codes)
+    put(folder, "train", TRAIN, {"train.x_train__mutmut_1": 0})  # which is not counted
+    old = {"equivalent": [TOTAL | {"why": "so"}]}
+    assert score(old) == (2, old)
+    error = capsys.readouterr().err
+    assert error.startswith(f"{folder}: no mutant was run") and error.count("\n") == 1
