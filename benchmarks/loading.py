@@ -13,13 +13,14 @@ from data.errors import NO_INPUT, USAGE, InputError
 from runtime.models import load_causal_lm, load_tokenizer, locate
 
 ADAPTER = "adapter_config.json"
+AGAIN = "make or get this directory again"
 
 
 def resolve(name: str) -> str:
     """The directory or hub id that `name` means: of a run directory (`runs/dpo`), its `final/`.
 
     Raises:
-        InputError: nothing is there, the run did not finish, or it is a reward model.
+        InputError: nothing is there, it is damaged, it is a reward model, or of an unfinished run.
     """
     if name == "pocket":
         return name
@@ -27,7 +28,7 @@ def resolve(name: str) -> str:
     if (path / "final").is_dir():
         path = path / "final"
     elif (path / "status.json").exists():
-        state = json.loads((path / "status.json").read_text("utf-8")).get("state")
+        state = read_object(path / "status.json").get("state")
         raise InputError(f"--model {name}: this run is {state} and left no final/", NO_INPUT)
     if (path / ADAPTER).exists():
         base_model(path)
@@ -35,7 +36,9 @@ def resolve(name: str) -> str:
     where = locate(str(path) if path.exists() else name)
     config = Path(where, "config.json")
     if config.exists():
-        kinds = json.loads(config.read_text("utf-8")).get("architectures") or []
+        kinds = read_object(config).get("architectures") or []
+        if not (isinstance(kinds, list) and all(isinstance(kind, str) for kind in kinds)):
+            raise InputError(f"{config}: architectures is {kinds!r}, no list of names; {AGAIN}")
         if any("Classification" in kind for kind in kinds):
             raise InputError(
                 f"--model {name}: a reward model ({kinds[0]}), which gives scores and no"
@@ -48,18 +51,27 @@ def resolve(name: str) -> str:
 def base_model(adapter: Path) -> str:
     """The directory or hub id of the base model that an adapter directory names."""
     file = adapter / ADAPTER
+    name = read_object(file).get("base_model_name_or_path")
+    if not isinstance(name, str):
+        raise InputError(f"{file}: names no base model, base_model_name_or_path is {name!r}")
     try:
-        name = json.loads(file.read_text("utf-8"))["base_model_name_or_path"]
-        if not isinstance(name, str):
-            raise ValueError(f"base_model_name_or_path is {name!r}")
         base = resolve(name)
-    except (ValueError, KeyError) as error:
-        raise InputError(f"{file}: names no base model ({error!r})") from error
     except InputError as error:
         raise InputError(f"{file}: its base model: {error}", error.exit_code) from error
     if (Path(base) / ADAPTER).exists():
         raise InputError(f"{file}: its base model {base} is an adapter too; merge that one first")
     return base
+
+
+def read_object(file: Path) -> dict[str, Any]:
+    """What is in a JSON file of a model; InputError if that is no object."""
+    try:
+        found = json.loads(file.read_text("utf-8"))
+        if not isinstance(found, dict):
+            raise ValueError(f"a {type(found).__name__}, not an object")
+    except ValueError as error:
+        raise InputError(f"{file}: cut short or damaged ({error}); {AGAIN}") from error
+    return found
 
 
 def load(where: str, *, dtype: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:

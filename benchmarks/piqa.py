@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from benchmarks.paired import mcnemar, mean_and_stderr, one_sided
 from benchmarks.record import commit, machine, without_folders
 from data.errors import INTERRUPTED, IO_ERROR, NOT_FINITE, USAGE, InputError
-from runtime.files import write_whole
+from runtime.files import check_writable, write_whole
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -89,7 +89,9 @@ def run(args: argparse.Namespace, command: str) -> None:
     accelerator = Accelerator(mixed_precision="no")
     check_launch(accelerator)
     if args.output:  # before hours of work
-        args.output.parent.mkdir(parents=True, exist_ok=True)
+        if args.output.is_dir():
+            raise InputError(f"--output {args.output}: a directory, and a file is needed", USAGE)
+        check_writable(args.output)
     names = short_names(args.model)
     places = [resolve(name) for name in args.model]
     records, source = load_heldout(args.data)

@@ -10,9 +10,20 @@ from typing import Any
 
 def write_whole(path: Path, text: str) -> None:
     """Write beside the file and rename: a reader never sees half of it."""
-    partial = path.with_name(f"{path.name}.partial")
+    partial = _partial(path)
     partial.write_text(text, "utf-8")
     os.replace(partial, path)
+
+
+def check_writable(path: Path) -> None:
+    """Make the folder, and raise the OSError that `write_whole` would raise after all the work."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    _partial(path).touch()
+    _partial(path).unlink(missing_ok=True)  # another rank may have been quicker
+
+
+def _partial(path: Path) -> Path:
+    return path.with_name(f"{path.name}.partial")
 
 
 def write_json(path: Path, content: object) -> None:

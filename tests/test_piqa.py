@@ -267,3 +267,20 @@ def test_a_results_file_that_cannot_be_written_is_told_before_the_work(failed, f
     output = tmp_path / "file" / "found.json"
     code, line = failed("--model", "pocket", "--data", folder / "data", "--output", output)
     assert code == errors.IO_ERROR and line.startswith("reading or writing failed: ")
+
+
+@pytest.mark.parametrize("name, code, said", [
+    ("", errors.USAGE, "a directory, and a file is needed"),
+    ("x" * 250, errors.IO_ERROR, "File name too long"),  # with .partial at its end
+])  # fmt: skip
+def test_so_is_one_whose_folder_can_be_had(failed, tmp_path, monkeypatch, name, code, said):
+    monkeypatch.setattr(piqa, "evaluate", lambda *_: pytest.fail("the work was begun"))
+    found, line = failed("--model", "pocket", "--data", "pocket", "--output", tmp_path / name)
+    assert found == code and said in line and str(tmp_path) in line
+
+
+def test_the_results_file_of_before_stays_until_there_are_new_ones(failed, tmp_path):
+    output = tmp_path / "found.json"
+    output.write_text("before")
+    failed("--model", "pocket", "--data", tmp_path / "no.jsonl", "--output", output)
+    assert output.read_text() == "before" and list(tmp_path.iterdir()) == [output]
