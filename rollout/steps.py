@@ -51,9 +51,9 @@ def rollout_steps(
                 step = order[start : start + batch_size]
                 picked = [i // ranks for i in step if i % ranks == rank]
                 lengths = [tree_tokens(rows[i], leaves=config.bootstraps) for i in picked]
-                for_me = split(lengths, 1, rollouts.max_tokens)[0] if picked else [[]]
+                parts = split(lengths, 1, rollouts.max_tokens)[0]  # an empty one if none is picked
                 yield [
-                    _batch(rollouts, rows, trajectory, [picked[p] for p in part]) for part in for_me
+                    _batch(rollouts, rows, trajectory, [picked[p] for p in part]) for part in parts
                 ]
                 if config.target_kl and state.last_step["policy/approxkl_avg"] > config.target_kl:
                     break

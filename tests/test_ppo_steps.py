@@ -172,8 +172,31 @@ def test_a_rollout_is_left_once_the_policy_has_moved_too_far(plain):
         batch.index.tolist() for batch in plain.steps[2].batches
     ]
     assert left.steps[2].metrics["val/ratio"] == near(1)
-    stayed = train(replace(SMALL, target_kl=2 * max(change)))
-    assert torch.equal(stayed.weights, plain.weights)
+    for far_enough in (2 * max(change), max(change)):
+        stayed = train(replace(SMALL, target_kl=far_enough))
+        assert torch.equal(stayed.weights, plain.weights)
+
+
+def test_batches_have_the_layout_that_the_models_take():
+    for layout in ("tree", "rectangle"):
+        batches = [batch for each in train(layout=layout, steps=2).steps for batch in each.batches]
+        assert {batch.layout for batch in batches} == {layout}
+
+
+def test_a_rank_without_a_row_in_a_step_gets_a_stand_in(monkeypatch):
+    """And each of its rows once an epoch: here two ranks have one row each, a step is one row."""
+    rows, trajectory = train(steps=1).rollouts[0]
+    accelerator = SimpleNamespace(num_processes=2, process_index=0, device=torch.device("cpu"))
+    for rank in (0, 1):
+        accelerator.process_index = rank
+        mine = trajectory.of([rank], trajectory.old_logps.shape[1])
+        monkeypatch.setattr("rollout.steps.rollout", lambda *_: ([rows[rank]], mine))  # noqa: B023
+        made = replace(make_rollouts(replace(SMALL, rollout_size=2)), accelerator=accelerator)
+        options = dict(batch_size=1, steps=4, seed=0, state=RolloutState(kl_coef=0.0))
+        dummies = [b.dummy for bs in rollout_steps(made, prompts_of(2), **options) for b in bs]
+        for epoch in (dummies[:2], dummies[2:]):
+            assert sorted(epoch) == [False, True]
+            assert {type(dummy) for dummy in epoch} == {bool}
 
 
 def test_in_its_warm_up_only_the_critic_learns(plain):

@@ -3,6 +3,7 @@
 from dataclasses import replace
 from math import isfinite
 from statistics import fmean, pvariance
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -23,6 +24,7 @@ from rollouts import (
 )
 from tolerances import TIGHT, loose
 
+from losses.advantages import masked_whiten
 from losses.forward import value_head
 from losses.ppo import PPOConfig
 from rollout import experience
@@ -190,6 +192,44 @@ def test_whitened_rewards_keep_their_mean_and_change_their_scale():
     scaled = experience.whiten_everywhere(made.accelerator, rewards, mask, shift_mean=False)[0]
     assert fmean(scaled.tolist()) == near(fmean(plain))
     assert pvariance(scaled.tolist()) == near(1 / (1 + 1e-8 / pvariance(plain)))
+
+
+class OneOfTwo:
+    """An accelerator of one of two ranks, which knows what both hold."""
+
+    num_processes = 2
+
+    def __init__(self, rank, held):
+        self.process_index, self.held = rank, [list(pair) for pair in held]
+        self.widest = max(x.shape[1] for x, _ in held)
+
+    def pad_across_processes(self, tensor, dim):
+        assert dim == 1 and tensor.dtype != torch.bool  # which it would not pad
+        return torch.nn.functional.pad(tensor, (0, self.widest - tensor.shape[1]))
+
+    def gather(self, tensor):
+        """Every rank's next tensor, padded; this rank's must be among them."""
+        parts = [self.pad_across_processes(pair.pop(0) * 1, dim=1) for pair in self.held]
+        assert torch.equal(parts[self.process_index], tensor)
+        return torch.cat(parts)
+
+
+@pytest.mark.parametrize("shift_mean", [True, False])
+def test_two_ranks_whiten_by_the_moments_of_both(shift_mean):
+    """G10: whatever the width of the longest response on either."""
+    values = torch.linspace(-1, 2, 20, dtype=torch.float64).sin().view(4, 5)
+    lengths = torch.tensor([[5], [2], [3], [1]])
+    mask = torch.arange(5) < lengths
+    whole = masked_whiten(values, mask, shift_mean=shift_mean)
+    cut = [(values[:2], mask[:2]), (values[2:, :3], mask[2:, :3])]
+    for rank, (x, inside) in enumerate(cut):
+        part = experience.whiten_everywhere(OneOfTwo(rank, cut), x, inside, shift_mean=shift_mean)
+        assert part.shape == x.shape
+        assert torch.equal(part[inside], whole[2 * rank : 2 * rank + 2, : x.shape[1]][inside])
+    alone = SimpleNamespace(num_processes=1, process_index=0)  # has nobody to ask
+    assert torch.equal(
+        experience.whiten_everywhere(alone, values, mask, shift_mean=shift_mean), whole
+    )
 
 
 # --- scores --------------------------------------------------------------------------------------
