@@ -15,7 +15,7 @@ TRL); `--nll_reduction token` is one mean over all tokens of the step (TRL, per 
 
 Everything turns on log(1 - p) near p = 1, where a confident model lives: log(1 - exp(a)) loses all
 digits there, and `torch.where` over a good and a bad branch still sends NaN backward through the
-bad one (TRL 1.16: NaN gradient for -6e-8 < a < 0). See `log_odds`.
+bad one (TRL 1.16: NaN gradient for -3e-8 < a < 0). See `log_odds`.
 """
 
 from __future__ import annotations
@@ -144,6 +144,6 @@ LOSS = Loss(
     units=units,
     branches=2,
     needs_reference=False,
-    learning_rate=8e-6,  # the paper's repository
+    learning_rate=8e-6,  # TRL's examples/scripts/orpo.py
     packing=lambda config: {"prompts": config.nll_scope == "full"},
 )

@@ -1,9 +1,9 @@
 """Bradley-Terry reward model: the chosen response scores above the rejected one.
 
-    L(φ) = - 1/B  Σ_pairs  log σ( r_φ(x, y_w) - r_φ(x, y_l) - m )   +   c (r_w + r_l)²
+    L(φ) = 1/B Σ_pairs  [ -log σ( r_w - r_l - m )  +  c (r_w + r_l)² ]
 
-    r_φ  scalar score of prompt and response, read at the last real token
-    y_w, y_l  chosen and rejected response      m  margin of the pair      c  centring coefficient
+    r_w, r_l  scores r_φ(x, y) of the chosen and the rejected response, read at the last real token
+    m  margin of the pair      c  centring coefficient
 
 Ouyang et al. 2022 (arXiv 2203.02155), eq. 1, with one comparison a prompt; Bradley & Terry 1952.
 Margin: Touvron et al. 2023, "Llama 2" (arXiv 2307.09288), eq. 2. Centring, on the *sum* of the two

@@ -23,6 +23,10 @@ def test_there_are_enough():
     assert len(of_loop) >= 30 and len({m.bug for m in MUTANTS if m.bug}) >= 30
     assert story.entries().keys() <= BUGS.keys()
     assert len({str(m) for m in EVERY}) == len(EVERY)
+    readme = (PAGE.parents[2] / "README.md").read_text("utf-8")
+    assert f"\n- {len(EVERY)} wrong variants of the losses and of the loop" in readme
+    shipped = sum(map(len, story.entries().values()))
+    assert f"{shipped} of them are the {len(story.entries())} bugs that" in readme
     for m in EVERY:
         assert len(m.story) >= len("The sign.") and m.story.endswith("."), m
 

@@ -7,10 +7,8 @@ that it shows, behind a first line that says which run that was. `keep` writes s
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from statistics import fmean
 from typing import Any
 
 from matplotlib.axes import Axes
@@ -18,6 +16,7 @@ from matplotlib.figure import Figure
 
 from benchmarks.figures.style import COLORS, DASHES, panels
 from benchmarks.record import ROOT, commit, read_run
+from runtime.report import smooth
 
 KEPT = ROOT / "benchmarks" / "results" / "curves"
 WHICH = ("loss", "model", "data", "seed", "command", "steps", "rows", "versions")
@@ -44,9 +43,13 @@ PANELS: dict[str, list[Panel]] = {
     "dpo": [
         LOSS,
         (
-            "rewards/accuracies",
+            "rewards/accuracies, eval/accuracy",
             "share of pairs",
-            {"rewards/accuracies": "training", "eval/rewards/accuracies": "held-out"},
+            {
+                "rewards/accuracies": "h > 0, training",
+                "eval/rewards/accuracies": "h > 0, held-out (step 0: all ties)",
+                "eval/accuracy": "likelier, held-out: eval/accuracy",
+            },
         ),
         (
             "rewards/chosen, rewards/rejected",
@@ -148,12 +151,6 @@ def draw(
     else:
         axis.plot(steps, values, color=color, alpha=0.35, linewidth=0.8)
         axis.plot(steps, smooth(values), color=color, linestyle=dash, label=label)
-
-
-def smooth(values: Sequence[float]) -> list[float]:
-    """Mean over about a tenth of the curve around each point: no lag, unlike a running mean."""
-    half = max(1, len(values) // 20)
-    return [fmean(values[max(0, i - half) : i + half + 1]) for i in range(len(values))]
 
 
 CURVES = {f"{loss}-curves": partial(curves, loss) for loss in PANELS}

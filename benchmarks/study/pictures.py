@@ -27,6 +27,16 @@ COLORS = {
     "sft-orpo": "#CC79A7",
 }
 PAIRS = "preference pairs seen in this stage"
+SAMPLED = "responses sampled in this stage"
+UNITS = {
+    "sft": "loss, nats a token",
+    "reward": "loss, nats a pair",
+    "ppo": "loss a token: policy + critic",
+    "dpo": "loss, nats a pair",
+    "orpo": "loss, nats",
+    "sft-dpo": "loss, nats a pair",
+    "sft-orpo": "loss, nats",
+}
 Points = list[tuple[float, float]]
 
 
@@ -128,10 +138,11 @@ def losses(curves: Curves, path: Path) -> bool:
             points = _points(rows, "loss") if stage == name else []
             if points:
                 axis.plot(*zip(*points, strict=True), color=COLORS[name], alpha=0.15, linewidth=0.8)
-        _mean_line(axis, curves, name, "loss", label="training, running mean", smoothed=True)
+        _mean_line(axis, curves, name, "loss", label="training, smoothed", smoothed=True)
         shown: dict[str, Any] = {"marker": "o", "color": "#222222", "style": ":"}
         _mean_line(axis, curves, name, "eval/loss", label="held-out", **shown)
-        words(axis, name, PAIRS, "loss", "best" if axis is axes[0] else None)
+        seen = SAMPLED if name == "ppo" else PAIRS
+        words(axis, name, seen, UNITS[name], "best" if axis is axes[0] else None)
     for axis in axes[len(names) :]:
         axis.set_visible(False)
     save(figure, path)
@@ -211,7 +222,7 @@ def reward_kl(curves: Curves, path: Path) -> bool:
     _mean_line(
         axes[1], curves, "ppo", "eval/kl", label="KL, nats", marker="s", color="#0072B2", style="--"
     )
-    words(axes[1], "held-out prompts, over training", "responses sampled", "score; KL", "best")
+    words(axes[1], "held-out prompts, over training", SAMPLED, "score; KL", "best")
     save(figure, path)
     return True
 

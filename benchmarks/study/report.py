@@ -19,7 +19,7 @@ from benchmarks.study.page import (
     to_html,
     to_markdown,
 )
-from benchmarks.study.plan import Study
+from benchmarks.study.plan import STAGES, Study
 from benchmarks.study.tables import answers, expense, quality, spread_name
 from runtime.files import write_json
 
@@ -71,13 +71,19 @@ def make_blocks(study: Study, results: dict[str, Any], pictures: dict[str, Path]
     blocks += picture(
         "heldout", f"Held-out pair accuracy during training. {over}", "Held-out accuracy curves"
     )
-    blocks += picture("losses", f"Each stage's own loss. {over}", "Training and held-out losses")
+    blocks += picture(
+        "losses",
+        "Each stage's own loss, in units of its own. Most of ppo's is the critic's error, which"
+        f" falls as the critic learns; there is no held-out one. {over}",
+        "Training and held-out losses",
+    )
     blocks += picture("margins", f"Margins on held-out pairs. {over}", "Held-out margins")
     if "logps" in pictures:
         blocks += [Heading("Does the chosen log-prob fall?"), Text(falls(results))]
         blocks += picture(
             "logps",
-            f"Log-probs of the chosen and the rejected response on held-out pairs. {over}",
+            "Log-probs of the chosen and the rejected response on held-out pairs, each panel from"
+            f" where its stage started; orpo's are a token's. {over}",
             "Chosen and rejected log-prob curves",
         )
     if "ppo" in pictures:
@@ -108,8 +114,8 @@ def setting(study: Study, results: dict[str, Any]) -> list[Block]:
     ]
     if study.on_pocket:
         lines.append(
-            "Learning rates, and ppo's weight of the KL, were chosen on this world: the numbers"
-            " say that each method works, not which is better."
+            "Learning rates, dpo's β and ppo's weight of the KL were chosen on this world: the"
+            " numbers say that each method works, not which is better."
         )
     if note(study):
         lines.insert(0, note(study))
@@ -173,7 +179,13 @@ def falls(results: dict[str, Any]) -> str:
     for name, model in models.items():
         if name != BASE:
             now = model["logp_chosen"][0]
-            told.append(f"{name} {now:.2f} ({'falls' if now < base else 'rises'})")
+            start = next((s.start for s in STAGES if s.name == name), None) or BASE
+            if start in models and start != BASE:
+                before = models[start]["logp_chosen"][0]
+                since = f"{'falls' if now < before else 'rises'} from {start}'s {before:.2f}"
+            else:
+                since = "falls" if now < base else "rises"
+            told.append(f"{name} {now:.2f} ({since})")
     return (
         f"The chosen response's log-prob on held-out pairs is {base:.2f} nats under base; after "
         + ", ".join(told)

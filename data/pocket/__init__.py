@@ -28,7 +28,7 @@ BASE_DIR: Path = Path(__file__).parent / "base"
 DEFAULTS: dict[str, dict[str, int | float]] = {
     "sft": {"max_steps": 100, "batch_size": 32, "learning_rate": 1e-3},
     "reward": {"max_steps": 100, "batch_size": 32, "learning_rate": 1e-3},
-    # at beta 0.1 it ranks the pairs as well, but what it then samples is broken text
+    # at beta 0.1 it ranks pairs nearly as well, but what it then samples is broken text
     "dpo": {"max_steps": 100, "batch_size": 32, "learning_rate": 5e-4, "beta": 0.5},
     "orpo": {"max_steps": 100, "batch_size": 32, "learning_rate": 1e-3},
     "ppo": {"max_steps": 100, "batch_size": 64, "learning_rate": 5e-4},

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -149,9 +150,11 @@ def _differences(wrong: Any, case: Case, dtype: str) -> list[Seen]:
 
 
 def _inputs(case: Case) -> list[str]:
-    """`logps [-1, -2]`, `mask [1, 1]`, `beta 0.1`; long ones by their shape."""
+    """`logps [-1, -2]`, `mask [1, 1]`, `beta 0.1`, defaults too; long ones by their shape."""
     parts = [f"{name} {_table(x)}" for name, x in case.inputs.items()]
-    return [*parts, *(f"{name} {value}" for name, value in case.options.items())]
+    asked = inspect.signature(getattr(ours, case.function)).parameters.values()
+    numbers = {p.name: p.default for p in asked if isinstance(p.default, (int, float, str))}
+    return [*parts, *(f"{name} {value}" for name, value in (numbers | case.options).items())]
 
 
 def _table(x: Array) -> str:
