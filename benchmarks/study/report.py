@@ -109,7 +109,7 @@ def setting(study: Study, results: dict[str, Any]) -> list[Block]:
         f" pairs, scored by {results['scored_by']}. {results['answers']:,} sampled answers a"
         " model.",
         f"Budget: every stage sees {study.budget:,} pairs, and ppo samples {study.budget:,}"
-        " responses (and takes several passes over each). What starts from sft has seen sft's"
+        " responses (and goes over each --ppo_epochs times). What starts from sft has seen sft's"
         " pairs before, and ppo the reward model's too; the table of costs adds them up.",
     ]
     if study.on_pocket:
