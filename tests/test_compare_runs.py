@@ -246,6 +246,7 @@ def test_numbers_of_untrained_models_are_those_of_the_base(report):
     ]  # fmt: skip
     saved = json.loads((study.output_dir / "results.json").read_text("utf-8"))
     assert saved["models"]["sft"]["acc"] == list(models["sft"]["acc"])
+    assert str(study.output_dir.parent) not in json.dumps(saved)
     assert saved["command"] == "python -m benchmarks.compare --data rows --jobs 2"
     assert saved["pairs"] == 64 and saved["note"] == "Rows of somewhere else."
 

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from benchmarks.paired import mcnemar, mean_and_stderr, one_sided
+from benchmarks.record import hide
 from benchmarks.study.plan import Stage, Study
 from benchmarks.study.runner import Outcomes
 from runtime.files import read_json
@@ -74,7 +75,7 @@ def cost(study: Study, stage: Stage, seed: int) -> dict[str, Any]:
         "peak_memory_bytes": summary["peak_memory_bytes"],
         "before": summary["before"],
         "after": summary["after"],
-        "data": summary["data"],
+        "data": hide(summary["data"]),
         "versions": summary["versions"],
     }
 

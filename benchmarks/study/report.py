@@ -6,7 +6,7 @@ import shlex
 from pathlib import Path
 from typing import Any
 
-from benchmarks.record import commit, machine, without_folders
+from benchmarks.record import commit, hide, machine, without_folders
 from benchmarks.study.collect import BASE
 from benchmarks.study.page import (
     Block,
@@ -129,15 +129,6 @@ def setting(study: Study, results: dict[str, Any]) -> list[Block]:
         those = ", ".join(f"{name} {pairs:,}" for name, pairs in uneven.items())
         lines.append(f"Not at this budget, by `--set`: {those} pairs.")
     return [Bullets(lines)]
-
-
-def hide(told: str) -> str:
-    """Where files lay on that machine is nobody's business: their last two names are enough."""
-    words = [
-        "/".join(Path(word).parts[-2:]) if word.startswith(("/", "~")) else word
-        for word in told.split(" ")
-    ]
-    return " ".join(words)
 
 
 def failures(results: dict[str, Any]) -> list[Block]:
