@@ -215,7 +215,7 @@ class OneOfTwo:
 
 
 @pytest.mark.parametrize("shift_mean", [True, False])
-def test_two_ranks_whiten_by_the_moments_of_both(shift_mean):
+def test_a_rank_whitens_by_the_moments_of_all_ranks(shift_mean):
     """G10: whatever the width of the longest response on either."""
     values = torch.linspace(-1, 2, 20, dtype=torch.float64).sin().view(4, 5)
     lengths = torch.tensor([[5], [2], [3], [1]])
