@@ -12,7 +12,7 @@ from tolerances import assert_close
 from benchmarks import links
 from benchmarks.figures import curves
 from benchmarks.figures.__main__ import FIGURES, main
-from benchmarks.figures.style import look, save
+from benchmarks.figures.style import look, panels, save
 
 DRAWN = [name for name in FIGURES if name not in curves.CURVES]
 
@@ -168,6 +168,22 @@ def test_a_picture_is_the_same_bytes_every_time(tmp_path, monkeypatch):
     with look():
         save(FIGURES["kl"](), tmp_path / "again.png")
     assert (tmp_path / "kl.png").read_bytes() == (tmp_path / "again.png").read_bytes()
+
+
+def test_a_line_keeps_its_colour_among_many_faint_ones(tmp_path):
+    """A palette by population gave the few pixels of a line the colour of the many around it."""
+    wanted = ["#0072B2", "#D55E00", "#009E73", "#CC79A7"]
+    with look():
+        figure, axes = panels(2, 2)
+        for axis, color in zip(axes, wanted, strict=True):
+            for height in range(40):
+                axis.fill_between([0, 1], height, height + 1, color=color, alpha=height / 80)
+            axis.plot([0, 1], [0, 40], color=color)
+        save(figure, tmp_path / "faint.png")
+    found = {pixel for _, pixel in Image.open(tmp_path / "faint.png").convert("RGB").getcolors(999)}
+    for color in wanted:
+        rgb = tuple(bytes.fromhex(color[1:]))
+        assert min(max(abs(a - b) for a, b in zip(rgb, p, strict=True)) for p in found) <= 3
 
 
 # ------------------------------------------------------------------------ real runs' curves
