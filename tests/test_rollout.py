@@ -3,7 +3,6 @@
 from dataclasses import replace
 from math import isfinite
 from statistics import fmean, pvariance
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -24,7 +23,6 @@ from rollouts import (
 )
 from tolerances import TIGHT, loose
 
-from losses.advantages import masked_whiten
 from losses.forward import value_head
 from losses.ppo import PPOConfig
 from rollout import experience
@@ -194,42 +192,50 @@ def test_whitened_rewards_keep_their_mean_and_change_their_scale():
     assert pvariance(scaled.tolist()) == near(1 / (1 + 1e-8 / pvariance(plain)))
 
 
-class OneOfTwo:
-    """An accelerator of one of two ranks, which knows what both hold."""
+@pytest.mark.parametrize("layout", ["tree", "rectangle"])
+@pytest.mark.parametrize("truncation", ["terminal", "bootstrap"])
+def test_no_forward_of_a_rollout_is_above_max_tokens(monkeypatch, layout, truncation):
+    """Sampling keeps nothing for a backward, and may take four times as many."""
+    config, sampled, seen = replace(SMALL, truncation=truncation), [], []
+    real = experience.sample
 
-    num_processes = 2
+    def recorded(*args, max_tokens, **options):
+        sampled.append(max_tokens)
+        return real(*args, max_tokens=max_tokens, **options)
 
-    def __init__(self, rank, held):
-        self.process_index, self.held = rank, [list(pair) for pair in held]
-        self.widest = max(x.shape[1] for x, _ in held)
+    monkeypatch.setattr(experience, "sample", recorded)
+    for limit in range(20, 40):
+        made = make_rollouts(config, max_tokens=limit, layout=layout)
 
-    def pad_across_processes(self, tensor, dim):
-        assert dim == 1 and tensor.dtype != torch.bool  # which it would not pad
-        return torch.nn.functional.pad(tensor, (0, self.widest - tensor.shape[1]))
+        def look(module, arguments):
+            seen.append((arguments[0].layout, arguments[0].input_ids.numel()))
 
-    def gather(self, tensor):
-        """Every rank's next tensor, padded; this rank's must be among them."""
-        parts = [self.pad_across_processes(pair.pop(0) * 1, dim=1) for pair in self.held]
-        assert torch.equal(parts[self.process_index], tensor)
-        return torch.cat(parts)
+        made.actor_critic.register_forward_pre_hook(look)
+        rollout(made, prompts_of(8), range(8), 0, RolloutState(0.0))
+        assert sampled.pop() == 4 * limit
+        assert {found for found, _ in seen} == {layout}
+        assert layout == "rectangle" or max(size for _, size in seen) <= limit
+        seen.clear()
 
 
-@pytest.mark.parametrize("shift_mean", [True, False])
-def test_a_rank_whitens_by_the_moments_of_all_ranks(shift_mean):
-    """G10: whatever the width of the longest response on either."""
-    values = torch.linspace(-1, 2, 20, dtype=torch.float64).sin().view(4, 5)
-    lengths = torch.tensor([[5], [2], [3], [1]])
-    mask = torch.arange(5) < lengths
-    whole = masked_whiten(values, mask, shift_mean=shift_mean)
-    cut = [(values[:2], mask[:2]), (values[2:, :3], mask[2:, :3])]
-    for rank, (x, inside) in enumerate(cut):
-        part = experience.whiten_everywhere(OneOfTwo(rank, cut), x, inside, shift_mean=shift_mean)
-        assert part.shape == x.shape
-        assert torch.equal(part[inside], whole[2 * rank : 2 * rank + 2, : x.shape[1]][inside])
-    alone = SimpleNamespace(num_processes=1, process_index=0)  # has nobody to ask
-    assert torch.equal(
-        experience.whiten_everywhere(alone, values, mask, shift_mean=shift_mean), whole
-    )
+def test_values_and_reference_are_kept_in_the_policys_dtype():
+    made = make_rollouts(SMALL, dtype=torch.float32)
+    policy, reference = made.actor_critic, made.reference
+
+    def wider(batch):
+        logps, values, *more = policy(batch)
+        return logps, values.double(), *more
+
+    made = replace(made, actor_critic=wider, reference=lambda *inputs: reference(*inputs).double())
+    responses = experience.respond(made, prompts_of(4), range(4), 0)
+    looked = experience.look_back(made, responses)
+    assert {x.dtype for x in looked[:3]} == {torch.float32}
+
+
+def test_only_the_first_rollouts_are_the_critics():
+    config, state = replace(SMALL, critic_warmup=2), RolloutState(0.0)
+    told = [roll(config, state=state, number=number)[2].critic_only for number in range(4)]
+    assert told == [True, True, False, False]
 
 
 # --- scores --------------------------------------------------------------------------------------
@@ -277,6 +283,12 @@ def test_a_missing_end_costs_what_it_is_told_to_and_only_where_it_is_missing():
     config = PPOConfig(score_clip=1.0, missing_eos_penalty=2.0)
     found = shape_scores(scores, ended, config, RolloutState(0.0))
     assert found.tolist() == shaped(config, [3.0, 3.0, 0.5], ended.tolist(), ()) == [1, -1, -1.5]
+
+
+def test_a_penalty_has_the_digits_of_the_scores():
+    scores, ended = torch.zeros(1, dtype=torch.float64), torch.tensor([False])
+    config = PPOConfig(missing_eos_penalty=0.1)
+    assert shape_scores(scores, ended, config, RolloutState(0.0)).tolist() == [-0.1]
 
 
 # --- the KL controller ---------------------------------------------------------------------------

@@ -1,0 +1,61 @@
+"""A rollout on one rank of several, in one process: what it must not depend on, and what it must."""
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+from rollouts import SMALL, make_rollouts, prompts_of
+
+from losses.advantages import masked_whiten
+from rollout import experience
+from rollout.experience import RolloutState, rollout
+
+
+class OneOfTwo:
+    """An accelerator of one of two ranks, which knows what both hold."""
+
+    num_processes = 2
+
+    def __init__(self, rank, held):
+        self.process_index, self.held = rank, [list(pair) for pair in held]
+        self.widest = max(x.shape[1] for x, _ in held)
+
+    def pad_across_processes(self, tensor, dim):
+        assert dim == 1 and tensor.dtype != torch.bool  # which it would not pad
+        return torch.nn.functional.pad(tensor, (0, self.widest - tensor.shape[1]))
+
+    def gather(self, tensor):
+        """Every rank's next tensor, padded; this rank's must be among them."""
+        parts = [self.pad_across_processes(pair.pop(0) * 1, dim=1) for pair in self.held]
+        assert torch.equal(parts[self.process_index], tensor)
+        return torch.cat(parts)
+
+
+@pytest.mark.parametrize("shift_mean", [True, False])
+def test_a_rank_whitens_by_the_moments_of_all_ranks(shift_mean):
+    """G10: whatever the width of the longest response on either."""
+    values = torch.linspace(-1, 2, 20, dtype=torch.float64).sin().view(4, 5)
+    lengths = torch.tensor([[5], [2], [3], [1]])
+    mask = torch.arange(5) < lengths
+    whole = masked_whiten(values, mask, shift_mean=shift_mean)
+    cut = [(values[:2], mask[:2]), (values[2:, :3], mask[2:, :3])]
+    for rank, (x, inside) in enumerate(cut):
+        part = experience.whiten_everywhere(OneOfTwo(rank, cut), x, inside, shift_mean=shift_mean)
+        assert part.shape == x.shape
+        assert torch.equal(part[inside], whole[2 * rank : 2 * rank + 2, : x.shape[1]][inside])
+    alone = SimpleNamespace(num_processes=1, process_index=0)  # has nobody to ask
+    assert torch.equal(
+        experience.whiten_everywhere(alone, values, mask, shift_mean=shift_mean), whole
+    )
+
+
+def test_what_is_sampled_for_a_prompt_follows_from_its_number():
+    """E11: a rank that holds every other prompt samples for those what one process would."""
+    made, prompts = make_rollouts(SMALL), prompts_of(16)
+    whole = experience.respond(made, prompts, range(16), 3)
+    rows, _ = rollout(made, prompts[1::2], range(1, 16, 2), 3, RolloutState(0.0))
+    assert [row.responses for row in rows] == [row.responses for row in whole.rows[1::2]]
+    assert whole.prompts == [prompt.text for prompt in prompts]
+    words = [made.tokenizer.decode(row.responses[0]).split() for row in whole.rows]
+    cut = [w[:-1] if end else w for w, end in zip(words, whole.finished.tolist(), strict=True)]
+    assert whole.texts == [" ".join(w) for w in cut]
