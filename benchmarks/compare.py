@@ -19,6 +19,7 @@ from pathlib import Path
 
 from benchmarks.study.plan import STAGES, Study, cores, parse_settings
 from data.errors import INTERRUPTED, IO_ERROR, USAGE, InputError
+from runtime.locate import locate
 
 
 def parse(argv: list[str] | None = None) -> argparse.Namespace:
@@ -82,10 +83,7 @@ def make_study(args: argparse.Namespace) -> Study:
         jobs=args.jobs or (2 if args.model == "pocket" and cores() > 1 else 1),
     )
     study.check()
-    if study.model != "pocket":
-        from runtime.models import locate  # transformers, for a model that needs it anyway
-
-        locate(study.model)
+    locate(study.model)
     return study
 
 
@@ -141,11 +139,11 @@ def run(study: Study) -> int:
         # torch is only needed from here on
         from benchmarks.study import collect, measure, pictures, report
 
-        measure.measure_all(study, outcomes, tell)
-        results = collect.collect(study, outcomes)
+        unmeasured = measure.measure_all(study, outcomes, tell)
+        results = collect.collect(study, outcomes, unmeasured)
         report.write(study, results, pictures.draw(study, results))
         tell(f"{study.output_dir}: report.html, report.md, results.json")
-        return 1 if any(o.state != "finished" for o in outcomes.values()) else 0
+        return 1 if results["failures"] else 0
 
 
 if __name__ == "__main__":

@@ -10,7 +10,8 @@ from typing import Any
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from data.errors import NO_INPUT, USAGE, InputError
-from runtime.models import load_causal_lm, load_tokenizer, locate
+from runtime.locate import locate
+from runtime.models import load_causal_lm, load_tokenizer
 
 ADAPTER = "adapter_config.json"
 AGAIN = "make or get this directory again"

@@ -50,6 +50,12 @@ def function_of(mutant: str) -> str:
     return f"{module}.{function.removeprefix('x_').removeprefix('xǁ').replace('ǁ', '.')}"
 
 
+def is_there(function: str) -> bool:
+    """Whether the file that the function was in still is."""
+    parts = function.split(".")
+    return any(ROOT.joinpath(*parts[:n]).with_suffix(".py").exists() for n in range(1, len(parts)))
+
+
 def part_of(function: str) -> str | None:
     return next((part for part, starts in PARTS.items() if f"{function}.".startswith(starts)), None)
 
@@ -106,7 +112,9 @@ def summary(folder: Path, old: dict[str, Any]) -> dict[str, Any]:
         if part in parts:
             equivalent.append(one)
         elif part and not any(function.startswith(f"{module}.") for module in modules):
-            equivalent.append(one)  # its whole file is not there
+            if not is_there(function):
+                continue  # renamed or deleted
+            equivalent.append(one)  # its whole file was not run
             counts[part].update(("mutants", "not run"))
     explained = {function for function, _, _ in reasons}
     for mutant, code in verdicts.items():
@@ -131,7 +139,8 @@ def summary(folder: Path, old: dict[str, Any]) -> dict[str, Any]:
             survivors.append(found)
     for part, count in counts.items():
         if count:
-            score = count["killed"] / (count["mutants"] - count["equivalent"])
+            to_kill = count["mutants"] - count["equivalent"]
+            score = count["killed"] / to_kill if to_kill else 1.0
             parts[part] = dict(count) | {"score": score}
     parts = {part: parts[part] for part in PARTS if part in parts}
     return {"parts": parts, "equivalent": equivalent, "survivors": survivors}
@@ -146,14 +155,14 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("results", type=Path, help="the file to bring up to date")
     parser.add_argument("--mutants", type=Path, default=ROOT / "mutants", help="mutmut's folder")
-    parser.add_argument("--note", default="", help="what a reader must know of these numbers")
+    parser.add_argument("--note", help="what a reader must know of these numbers (default: as was)")
     args = parser.parse_args()
     if not parts_run(args.mutants):
         print(f"{args.mutants}: no mutant was run; python -m mutmut run does it", file=sys.stderr)
         return 2
     old = json.loads(args.results.read_text("utf-8")) if args.results.exists() else {}
     new = {
-        "note": args.note,
+        "note": old.get("note", "") if args.note is None else args.note,
         "command": "python -m mutmut run",
         "commit": commit(),
         "versions": {name: version(name) for name in ("mutmut", "torch", "transformers")},

@@ -53,17 +53,21 @@ def read_run(directory: Path) -> dict[str, Any]:
 
 
 def without_folders(text: str) -> str:
-    """A text with the paths in it cut to their ends: where things lay is nobody's business."""
+    """`hide`, and relative folders too: of `./runs/dpo` a table needs `dpo`."""
     return re.sub(r"(?<!\S)[~./]*/\S*/", "", text)
 
 
 def hide(told: str) -> str:
-    """Where files lay on that machine is nobody's business: their last two names are enough."""
-    words = [
-        "/".join(Path(word).parts[-2:]) if word.startswith(("/", "~")) else word
-        for word in told.split(" ")
-    ]
-    return " ".join(words)
+    """Where files lay on that machine is nobody's business: their last two names are enough.
+
+    A path begins with / or ~, after a space, a quote or an equals sign. In quotes it may hold
+    spaces.
+    """
+
+    def last_two(path: re.Match[str]) -> str:
+        return "/".join(Path(path[0]).parts[-2:])
+
+    return re.sub(r"(?<=')[/~][^'=]*(?=')|(?<![^\s'=])[/~][^\s']*", last_two, told)
 
 
 def machine() -> dict[str, Any]:

@@ -1,7 +1,8 @@
-"""JSON files that are whole or not there at all, whenever their writer is killed."""
+"""Files that are whole or not there at all, whenever their writer is killed."""
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 from pathlib import Path
@@ -17,6 +18,8 @@ def write_whole(path: Path, text: str) -> None:
 
 def check_writable(path: Path) -> None:
     """Make the folder, and raise the OSError that `write_whole` would raise after all the work."""
+    if path.is_dir():
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
     path.parent.mkdir(parents=True, exist_ok=True)
     _partial(path).touch()
     _partial(path).unlink(missing_ok=True)  # another rank may have been quicker
@@ -31,7 +34,7 @@ def write_json(path: Path, content: object) -> None:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """A file's object, or {} where there is none yet."""
+    """A file's object; {} where there is none yet, or none that can be read."""
     try:
         content: dict[str, Any] = json.loads(path.read_text("utf-8"))
         return content

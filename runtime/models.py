@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import difflib
 import math
 import os
-import re
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
@@ -23,8 +20,8 @@ from transformers import (
 )
 from transformers.utils import logging as transformers_logging
 
-from data.errors import NO_INPUT, UNAVAILABLE, USAGE, InputError
-from data.pocket import BASE_DIR
+from data.errors import UNAVAILABLE, USAGE, InputError
+from runtime.locate import locate
 
 Loaded = TypeVar("Loaded")
 HEAD = "score.weight"  # of a sequence classifier
@@ -32,30 +29,6 @@ HEADS = ("score", "classifier")  # of a token classifier
 
 transformers_logging.disable_progress_bar()  # a run has one bar, its own
 transformers_logging.set_verbosity_error()  # what matters of its warnings is an InputError here
-
-
-def locate(name: str, flag: str = "--model") -> str:
-    """The directory of a local model, or the hub id as given.
-
-    Raises:
-        InputError: `name` looks like a path and nothing is there.
-    """
-    if name == "pocket":
-        return str(BASE_DIR)
-    path = Path(name).expanduser()
-    if path.is_dir():
-        if not (path / "config.json").exists():
-            raise InputError(f"{flag} {name}: no config.json in this directory", NO_INPUT)
-        return str(path.resolve())
-    hub_id = re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name) and name[0] not in "./~"
-    if path.exists():
-        raise InputError(f"{flag} {name}: a file, and a directory is needed", NO_INPUT)
-    if not hub_id or (name.count("/") and path.parent.exists()):
-        near = [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else []
-        close = difflib.get_close_matches(path.name, near, n=1)
-        guess = f"did you mean {path.parent / close[0]}?" if close else "check the path"
-        raise InputError(f"{flag} {name}: no such directory; {guess}", NO_INPUT)
-    return name
 
 
 def load_tokenizer(name: str, flag: str = "--model") -> PreTrainedTokenizerBase:

@@ -11,6 +11,7 @@ from runs import pocket_rows, read, run, write_rows
 from tolerances import loose
 
 from benchmarks.compare import make_study, parse
+from benchmarks.record import hide
 from benchmarks.study.plan import PPO, STAGES, Study, parse_settings
 from benchmarks.study.runner import fingerprint, identity
 from data.errors import NO_INPUT, InputError
@@ -148,6 +149,21 @@ def test_other_data_is_another_fingerprint(tmp_path, changed, file):
     before = fingerprint(at)
     path.write_text("1\n")
     assert (fingerprint(at) == before) == (file and path.parent != tmp_path)
+
+
+def test_what_is_no_data_below_a_folder_is_not_read(tmp_path):
+    """The study's own report, where it is written into the data's directory."""
+    (tmp_path / "train.jsonl").write_text("0")
+    before = fingerprint(tmp_path)
+    (tmp_path / "report").mkdir()
+    (tmp_path / "report" / "results.json").write_text("{}")
+    assert fingerprint(tmp_path) == before
+
+
+def test_paths_are_cut_to_two_names():
+    told = "--data=/home/me/a/b.jsonl --model '/home/me/my data/m' ~/c/d --set 'all=--x 1' 3/4 a/b"
+    cut = "--data=a/b.jsonl --model 'my data/m' c/d --set 'all=--x 1' 3/4 a/b"
+    assert hide(told) == cut
 
 
 def test_files_that_a_setting_names_are_part_of_what_a_stage_is(tmp_path):

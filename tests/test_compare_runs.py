@@ -188,8 +188,8 @@ def report(tmp_path_factory):
         study = replace(fake.study, seeds=(0, 1), stages=STAGES[:4])
         fake.set(real=True, fail=["reward"])
         outcomes = run_stages(study, fake.told.append)
-        measure.measure_all(study, outcomes, fake.told.append)
-        results = collect.collect(study, outcomes)
+        unmeasured = measure.measure_all(study, outcomes, fake.told.append)
+        results = collect.collect(study, outcomes, unmeasured)
         pages.write(study, results, pictures.draw(study, results))
         fake.told.clear()
         measure.measure_all(study, outcomes, fake.told.append)
@@ -198,6 +198,7 @@ def report(tmp_path_factory):
 
 def test_a_model_that_cannot_be_measured_is_reported_and_the_rest_goes_on(fake, monkeypatch):
     from benchmarks.study import collect, measure
+    from benchmarks.study.tables import in_all
 
     rows = [[-1.0, -2.0, 1, 1], [-2.0, -1.0, 0, 0]]
     answers = {"kl": [0.0], "tokens": [3], "finished": [True], "prompts": ["p"], "texts": ["t"]}
@@ -215,9 +216,12 @@ def test_a_model_that_cannot_be_measured_is_reported_and_the_rest_goes_on(fake, 
     fake.run(stages=STAGES[:5])
     study = replace(fake.study, stages=STAGES[:5])
     outcomes = run_stages(study, fake.told.append)
-    measure.measure_all(study, outcomes, fake.told.append)
-    results = collect.collect(study, outcomes)
+    unmeasured = measure.measure_all(study, outcomes, fake.told.append)
+    results = collect.collect(study, outcomes, unmeasured)
     assert list(results["models"]) == ["base", "ppo", "orpo"]
+    assert list(results["costs"]) == [stage.name for stage in STAGES[:5]]  # they were trained
+    seen = [results["costs"][name][0]["pairs"] for name in ("sft", "reward", "ppo")]
+    assert in_all(study, results, study.stage("ppo")) == sum(seen) and min(seen) > 0
     assert [(one["stage"], one["reason"]) for one in results["failures"]] == [
         ("sft", "cannot be measured: its log-probabilities of held-out pairs are not finite"),
         ("dpo", "cannot be measured: damaged"),
@@ -247,7 +251,8 @@ def test_numbers_of_untrained_models_are_those_of_the_base(report):
     saved = json.loads((study.output_dir / "results.json").read_text("utf-8"))
     assert saved["models"]["sft"]["acc"] == list(models["sft"]["acc"])
     assert str(study.output_dir.parent) not in json.dumps(saved)
-    assert saved["command"] == "python -m benchmarks.compare --data rows --jobs 2"
+    where = f"{study.output_dir.parent.name}/rows"  # no more of the path
+    assert saved["command"] == f"python -m benchmarks.compare --data {where} --jobs 2"
     assert saved["pairs"] == 64 and saved["note"] == "Rows of somewhere else."
 
 

@@ -17,6 +17,7 @@ ROOT = Path(peers_table.__file__).parent
 PEERS = sorted(p.stem for p in (ROOT / "implementations").glob("*_[0-9]*.py"))
 REPORTS = {report["implementation"]: report for report in peers_table.reports()}
 PAGE = (ROOT / "PEERS.md").read_text("utf-8")
+README = (ROOT.parents[1] / "README.md").read_text("utf-8")
 
 
 def test_every_peer_has_results_and_a_line_in_the_script():
@@ -30,6 +31,7 @@ def test_every_peer_has_results_and_a_line_in_the_script():
 def test_the_page_has_the_tables_of_the_results():
     reports = list(REPORTS.values())
     assert "\n".join(peers_table.by_family(reports)) in PAGE
+    assert "\n".join(peers_table.by_family(reports)) in README
     assert "\n".join(peers_table.in_all(reports)) in PAGE
 
 

@@ -150,12 +150,20 @@ def test_a_part_that_was_not_run_stays_as_it_was(folder, score, there):
 
 def test_a_reason_outlives_a_run_without_its_mutant(folder, score):
     put(folder, "losses/one", MODULE, ALL_KILLED | {"losses.one.x_total__mutmut_1": None})
-    elsewhere = BIAS | {"function": "losses.two.Head.bias"}  # of a file that is not there
+    elsewhere = BIAS | {"function": "losses.dpo.Head.bias"}  # of a file that was not mutated
+    removed = BIAS | {"function": "losses.two.Head.bias"}  # of one that is not in the project
     gone = TOTAL | {"after": "def total(x, dim=+3):"}
-    old = [one | {"why": "so"} for one in (TOTAL, BIAS, gone, elsewhere)]
-    code, written = score({"equivalent": old})
+    old = [one | {"why": "so"} for one in (TOTAL, BIAS, gone, elsewhere, removed)]
+    code, written = score({"equivalent": old, "note": "as it was"})
     assert code == 1 and written["equivalent"] == [old[3], old[0]]
+    assert written["note"] == "as it was"
     assert written["parts"]["losses"] == {"mutants": 4, "killed": 2, "not run": 2, "score": 0.5}
+
+
+def test_a_part_whose_mutants_are_all_equivalent_has_a_score(folder, score):
+    put(folder, "losses/one", MODULE, {"losses.one.x_total__mutmut_1": 0})
+    _, written = score({"equivalent": [TOTAL | {"why": "so"}]})
+    assert written["parts"]["losses"] == {"mutants": 1, "equivalent": 1, "score": 1.0}
 
 
 @pytest.mark.parametrize("codes", [{}, dict.fromkeys(CODES)])

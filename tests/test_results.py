@@ -1,4 +1,4 @@
-"""The numbers in the prose are those of the results files, and the study's verdict is theirs."""
+"""The README's tables of the studies are those of the results files, and so is their verdict."""
 
 import json
 import re

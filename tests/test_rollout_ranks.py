@@ -1,4 +1,4 @@
-"""A rollout on one rank of several, in one process: what it must not depend on, and what it must."""
+"""A rollout as one of several ranks makes it, in one process."""
 
 from types import SimpleNamespace
 

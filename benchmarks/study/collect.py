@@ -80,11 +80,11 @@ def cost(study: Study, stage: Stage, seed: int) -> dict[str, Any]:
     }
 
 
-def collect(study: Study, outcomes: Outcomes) -> dict[str, Any]:
+def collect(study: Study, outcomes: Outcomes, unmeasured: Outcomes) -> dict[str, Any]:
     """`models`: name -> its numbers over seeds and of each; `costs`: stage -> those of each seed.
 
-    A seed whose stage did not finish is left out of that stage's means; `seeds` of each model says
-    which are in.
+    A seed whose stage did not finish, or whose model could not be measured, is left out of that
+    model's means; `seeds` of each model says which are in. `commits`: what trained and measured.
     """
     models: dict[str, Any] = {}
     costs: dict[str, Any] = {}
@@ -92,6 +92,7 @@ def collect(study: Study, outcomes: Outcomes) -> dict[str, Any]:
         done = [s for s in study.seeds if name == BASE or outcomes[s, name].state == "finished"]
         if name != BASE and done:
             costs[name] = {seed: cost(study, study.stage(name), seed) for seed in done}
+        done = [seed for seed in done if (seed, name) not in unmeasured]
         if name != BASE and study.stage(name).loss == "reward" or not done:
             continue
         each = {
@@ -109,15 +110,23 @@ def collect(study: Study, outcomes: Outcomes) -> dict[str, Any]:
     return {
         "models": models,
         "costs": costs,
+        "commits": commits(study, costs, models),
         "rows": len(first["rows"]),
         "answers": len(first["answers"]["texts"]),
         "scored_by": first["scored_by"],
         "failures": [
             {"seed": seed, "stage": name, "state": o.state, "reason": o.reason}
-            for (seed, name), o in outcomes.items()
+            for (seed, name), o in [*outcomes.items(), *unmeasured.items()]
             if o.state != "finished"
         ],
     }
+
+
+def commits(study: Study, costs: dict[str, Any], models: dict[str, Any]) -> list[str]:
+    """Those of the code that made the runs and the answers."""
+    files = [study.directory(s, name) / "stage.json" for name in costs for s in costs[name]]
+    files += [study.answers(s, name) for name in models for s in models[name]["seeds"]]
+    return sorted({str(read_json(file).get("commit")) for file in files})
 
 
 def sample_answers(study: Study, seed: int, name: str, count: int = 10) -> list[dict[str, Any]]:

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from benchmarks.record import commit
 from benchmarks.study.plan import Study
 from benchmarks.study.runner import Outcome, Outcomes, fingerprint
 from data.batches import cover
@@ -206,11 +207,13 @@ def sequence_logps(subject: Subject, rows: Sequence[Row], device: torch.device) 
     return found
 
 
-def measure_all(study: Study, outcomes: Outcomes, tell: Callable[[str], None]) -> None:
+def measure_all(study: Study, outcomes: Outcomes, tell: Callable[[str], None]) -> Outcomes:
     """Write answers/seedS/MODEL.json for the base and every model that there is.
 
-    A model that cannot be measured becomes a failed stage in `outcomes`, and the rest goes on; the
-    base model is what all are compared with, and ends the study.
+    Returns those that cannot be measured, each with the reason; the rest goes on.
+
+    Raises:
+        InputError: the base model, which all are compared with, cannot be.
     """
     names = ["base", *(stage.name for stage in study.stages if stage.loss != "reward")]
     todo: list[tuple[int, str]] = []
@@ -222,18 +225,18 @@ def measure_all(study: Study, outcomes: Outcomes, tell: Callable[[str], None]) -
                     bench.weights(name)
                 ):
                     todo.append((seed, name))
-    began = time.monotonic()
+    began, unmeasured = time.monotonic(), Outcomes()
     for number, (seed, name) in enumerate(todo, 1):
         if bench.seed != seed or number == 1:  # one seed's base and judge in memory at a time
             bench = bench_of(study, outcomes, seed)
         weights = bench.weights(name)
         try:
-            found = {"key": bench.key(weights)} | bench.measure(weights)
+            found = {"key": bench.key(weights), "commit": commit()} | bench.measure(weights)
         except (InputError, FloatingPointError) as error:
             if name == "base":
                 code = getattr(error, "exit_code", NOT_FINITE)
                 raise InputError(f"the base model cannot be measured: {error}", code) from error
-            outcomes[seed, name] = Outcome("failed", f"cannot be measured: {error}")
+            unmeasured[seed, name] = Outcome("failed", f"cannot be measured: {error}")
             tell(f"seed {seed} {name}: cannot be measured: {error}")
             continue
         study.answers(seed, name).parent.mkdir(parents=True, exist_ok=True)
@@ -241,6 +244,7 @@ def measure_all(study: Study, outcomes: Outcomes, tell: Callable[[str], None]) -
         seconds = (time.monotonic() - began) / number * (len(todo) - number)
         later = f"; about {seconds / 60:.1f} min left" if seconds else ""
         tell(f"[{number}/{len(todo)}] seed {seed} {name}: measured{later}")
+    return unmeasured
 
 
 def bench_of(study: Study, outcomes: Outcomes, seed: int) -> Bench:

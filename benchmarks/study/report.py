@@ -6,7 +6,7 @@ import shlex
 from pathlib import Path
 from typing import Any
 
-from benchmarks.record import commit, hide, machine, without_folders
+from benchmarks.record import commit, hide, machine
 from benchmarks.study.collect import BASE
 from benchmarks.study.page import (
     Block,
@@ -31,7 +31,7 @@ def write(study: Study, results: dict[str, Any], pictures: dict[str, Path]) -> N
     """report.md, report.html and results.json in the output directory."""
     blocks = make_blocks(study, results, pictures)
     about = {
-        "command": without_folders(study.command),
+        "command": hide(study.command),
         "commit": commit(),
         "machine": machine(),
         "note": note(study),
@@ -71,10 +71,13 @@ def make_blocks(study: Study, results: dict[str, Any], pictures: dict[str, Path]
     blocks += picture(
         "heldout", f"Held-out pair accuracy during training. {over}", "Held-out accuracy curves"
     )
+    of_ppo = (
+        "At first most of ppo's is the critic's error, which falls as the critic learns; there is"
+        " no held-out one. "
+    ) * ("ppo" in results["costs"])
     blocks += picture(
         "losses",
-        "Each stage's own loss, in units of its own. Most of ppo's is the critic's error, which"
-        f" falls as the critic learns; there is no held-out one. {over}",
+        f"Each stage's own loss, in units of its own. {of_ppo}{over}",
         "Training and held-out losses",
     )
     blocks += picture("margins", f"Margins on held-out pairs. {over}", "Held-out margins")
@@ -197,8 +200,12 @@ def method(study: Study, results: dict[str, Any]) -> list[Block]:
     return [
         Heading("How it was made"),
         Text(
-            f"The commands of seed {study.seeds[0]}; the other seeds differ in `--seed` alone."
-            f" Commit `{commit() or 'unknown'}`; {told}."
+            f"By commit {', '.join(results['commits'])}; {told}. Trained as its command says,"
+            " measured in float32. The whole study:"
+        ),
+        Code(hide(study.command)),
+        Text(
+            f"The stages of seed {study.seeds[0]}; those of other seeds differ in `--seed` alone."
         ),
         Code("\n\n".join(commands)),
     ]

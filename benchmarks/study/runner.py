@@ -11,6 +11,7 @@ import functools
 import hashlib
 import json
 import os
+import re
 import shutil
 import statistics
 import subprocess
@@ -22,11 +23,14 @@ from typing import Any, Literal
 
 from filelock import FileLock
 
+from benchmarks.record import commit
 from benchmarks.study.plan import Stage, Study, cores
 from data.pocket import BASE_DIR
 from data.readers import READERS
+from data.sources import HELDOUT, TRAIN
 from runtime.files import read_json, write_json
 
+FILES = ("ref_model", "prompts")  # flags that may name files, beside the study's own
 TICK = 0.05  # seconds between looks at the running stages
 TELL_EVERY = 30.0  # seconds between two lines of progress while nothing ends
 PATIENCE = 60.0  # seconds for a stopped run to let go of its directory
@@ -67,8 +71,9 @@ def fingerprint(name: str | Path) -> str:
         folder, files = path.parent, [path, *([labels] if labels.exists() else [])]
     else:
         kinds = {".safetensors", ".bin", ".lst", *READERS}
-        below = [*path.glob("*"), *path.glob("*/*")]
-        folder, files = path, sorted(f for f in below if f.suffix in kinds and f.is_file())
+        below = [f for f in path.glob("*/*") if re.split(r"[-.]", f.name)[0] in (*TRAIN, *HELDOUT)]
+        every = [*path.iterdir(), *below]
+        folder, files = path, sorted(f for f in every if f.suffix in kinds and f.is_file())
     # what os.stat says is the key, so that hundreds of megabytes are read once and not every time
     return _digest(folder, tuple((f, f.stat().st_size, f.stat().st_mtime_ns) for f in files))
 
@@ -93,7 +98,7 @@ def identity(study: Study, stage: Stage, seed: int) -> dict[str, Any]:
         "eval_data": study.eval_data,
     }
     flags = study.flags(stage)
-    starts |= {k: v for k, v in flags.items() if v and Path(v).expanduser().exists()}
+    starts |= {name: flags[name] for name in FILES if name in flags}
     return {
         "loss": stage.loss,
         "seed": seed,
@@ -107,7 +112,7 @@ def is_finished(study: Study, stage: Stage, seed: int) -> bool:
     return (
         read_json(run / "status.json").get("state") == "finished"
         and (run / "final").is_dir()
-        and read_json(run / "stage.json") == identity(study, stage, seed)
+        and read_json(run / "stage.json").get("is") == identity(study, stage, seed)
     )
 
 
@@ -179,7 +184,8 @@ def start(study: Study, stage: Stage, seed: int, tell: Callable[[str], None]) ->
             pass  # a run whose study was killed has let go
         shutil.rmtree(run)
     run.mkdir(parents=True)
-    write_json(run / "stage.json", identity(study, stage, seed))
+    about = {"is": identity(study, stage, seed), "commit": commit()}
+    write_json(run / "stage.json", about)
     log = run.parent / f"{stage.name}.log"
     threads = max(1, cores() // study.jobs)
     # With a launcher's variable in its environment a run ends when we do, however we end; and one
