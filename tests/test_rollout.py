@@ -1,10 +1,12 @@
 """A rollout: what it samples, what every token of it was worth, and what it says of itself."""
 
+from copy import copy
 from dataclasses import replace
 from math import isfinite
 from statistics import fmean, pvariance
 
 import pytest
+import small_tokenizers
 import torch
 from models import make_head
 from rollouts import (
@@ -23,10 +25,13 @@ from rollouts import (
 )
 from tolerances import TIGHT, loose
 
+from data.encode import Row
+from data.errors import InputError
 from losses.forward import value_head
 from losses.ppo import PPOConfig
 from rollout import experience
 from rollout.experience import RolloutState, rollout, shape_scores, token_rewards, update_moments
+from rollout.sample import Sampled, stop_ids
 
 BARE = replace(SMALL, whiten_advantages=False, kl_coef=0.0)
 
@@ -216,6 +221,34 @@ def test_no_forward_of_a_rollout_is_above_max_tokens(monkeypatch, layout, trunca
         assert {found for found, _ in seen} == {layout}
         assert layout == "rectangle" or max(size for _, size in seen) <= limit
         seen.clear()
+
+
+def test_rows_and_texts_of_what_was_sampled():
+    """The text is without its end, with every space, and counts as one character if it is empty."""
+    words = copy(small_tokenizers.gpt2())
+    words.clean_up_tokenization_spaces = True  # what a tokenizer's own file may say
+    tokens = [words(text).input_ids for text in (" a .", "b", "")]
+    ends = [tokens[0] + [0], tokens[1], [0]]
+    sampled = [
+        Sampled(t, [0.0] * len(t), f) for t, f in zip(ends, (True, False, True), strict=True)
+    ]
+    prompts = [[5], [6, 7], [8]]
+    rows, texts = experience.as_rows(prompts, sampled, words)
+    assert texts == [" a .", "b", ""]
+    assert rows == [
+        Row(0, [5], [ends[0]], [True], [4]),
+        Row(1, [6, 7], [ends[1]], [False], [1]),
+        Row(2, [8], [[0]], [True], [1]),
+    ]
+    with pytest.raises(ValueError):
+        experience.as_rows(prompts[:2], sampled, words)
+
+
+def test_a_stop_token_that_is_none_is_answered_with_those_there_are():
+    words = copy(small_tokenizers.gpt2())
+    words.add_special_tokens({"additional_special_tokens": ["<|other|>"]})
+    with pytest.raises(InputError, match=r"such are <\|endoftext\|>, <\|other\|>$"):
+        stop_ids(words, "~~~~~~~~~~~~")
 
 
 def test_values_and_reference_are_kept_in_the_policys_dtype():

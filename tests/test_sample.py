@@ -150,6 +150,18 @@ def test_top_p_keeps_the_fewest_that_reach_it():
         assert len(tokens.unique()) == kept
 
 
+def test_random_numbers_keep_their_53_bits(monkeypatch):
+    seen = []
+
+    def recorded(logits, sampling, uniform):
+        seen.append(uniform)
+        return draw(logits, sampling, uniform)
+
+    monkeypatch.setattr("rollout.sample.draw", recorded)
+    sample(Counting(), [[3]], Sampling(1, (4,)), seeded())
+    assert seen[0].dtype == torch.float64 and seen[0] != seen[0].float()
+
+
 def test_the_ends_of_the_interval_never_draw_what_has_no_probability():
     logits = torch.tensor([[-torch.inf, 0.0, 1.0, -torch.inf]] * 2)
     ends = torch.tensor([0.0, 1 - 2**-53], dtype=torch.float64)
