@@ -226,7 +226,9 @@ def test_no_forward_of_a_rollout_is_above_max_tokens(monkeypatch, layout, trunca
 def test_rows_and_texts_of_what_was_sampled():
     """The text is without its end, with every space, and counts as one character if it is empty."""
     words = copy(small_tokenizers.gpt2())
-    words.clean_up_tokenization_spaces = True  # what a tokenizer's own file may say
+    # what a tokenizer's own file may say
+    words.clean_up_tokenization_spaces = True
+    words.clean_up_tokenization_spaces_for_bpe_even_though_it_will_corrupt_output = True
     tokens = [words(text).input_ids for text in (" a .", "b", "")]
     ends = [tokens[0] + [0], tokens[1], [0]]
     sampled = [
