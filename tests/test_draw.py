@@ -1,0 +1,33 @@
+"""Which token a random number draws: by the order of the vocabulary, or of the probabilities."""
+
+import inspect
+
+import pytest
+import torch
+
+from rollout.sample import Sampling, draw, sample
+from rollout.score import ModelReward
+
+LOGITS = torch.tensor([[0.1, 0.2, 0.7]], dtype=torch.float64).log()
+
+
+def drawn(uniform, **options):
+    return draw(LOGITS, Sampling(1, (0,), **options), torch.tensor([uniform]).double())[0].item()
+
+
+@pytest.mark.parametrize("options", [{}, {"top_k": 3}, {"top_k": 4}], ids=str)
+def test_all_tokens_stand_in_the_order_of_the_vocabulary(options):
+    """top_k of the whole vocabulary or more is off: the same numbers draw the same tokens."""
+    assert [drawn(u, **options) for u in (0.05, 0.15, 0.25, 0.35, 0.95)] == [0, 1, 1, 2, 2]
+
+
+def test_some_stand_in_the_order_of_their_probabilities():
+    assert [drawn(u, top_k=2) for u in (0.05, 0.75, 0.8, 0.99)] == [2, 2, 1, 1]  # 7 : 2
+    assert [drawn(u, top_k=1) for u in (0.05, 0.99)] == [2, 2]
+    assert [drawn(u, top_p=0.8) for u in (0.05, 0.75, 0.8, 0.99)] == [2, 2, 1, 1]
+
+
+def test_sampling_may_take_four_times_the_tokens_that_scoring_does():
+    """Nothing is kept for a backward; and this is what both take by default."""
+    allowed = [inspect.signature(f).parameters["max_tokens"].default for f in (sample, ModelReward)]
+    assert allowed[0] == 4 * allowed[1]
