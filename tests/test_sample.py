@@ -365,7 +365,9 @@ def test_top_k_one_is_the_greedy_decoding_of_generate(family):
 def test_logits_that_are_not_finite_are_an_error(bad):
     model = make_model()
     model.lm_head.weight.data[7, 3] = bad
-    with pytest.raises(FloatingPointError, match="^the policy's logits are NaN or infinite: nothing"):
+    with pytest.raises(
+        FloatingPointError, match="^the policy's logits are NaN or infinite: nothing"
+    ):
         sample(model, PROMPTS, TWELVE, seeded())
 
 
