@@ -121,10 +121,7 @@ def _values(
     temperature: float,
     chunk_size: int,
 ) -> Tensor:
-    """(N,) log-probabilities, and in `ctx` what `_gradients` needs.
-
-    A plain function, as that one is: mutation testing leaves out what is decorated.
-    """
+    """(N,) log-probabilities, and in `ctx` what `_gradients` needs."""
     logps = hidden.new_empty(len(hidden), dtype=softmax_dtype(hidden))
     kept = None
     for start in range(0, len(hidden), chunk_size):

@@ -159,7 +159,7 @@ def look_back(rollouts: Rollouts, responses: Responses) -> Looked:
     for members in cover(lengths, 1, rollouts.max_tokens)[0]:
         part = [rows[i] for i in members]
         batch = pack(part, layout=rollouts.layout, leaves=bootstrap).to(device)
-        with torch.no_grad():  # no decorator: mutation testing leaves out what has one
+        with torch.no_grad():  # not as a decorator: mutmut leaves out what has that one
             logps, values, last_values, _ = rollouts.actor_critic(batch)
             ref_logps = logps
             if rollouts.reference is not None:
