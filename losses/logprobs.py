@@ -103,8 +103,27 @@ class _TokenLogprobs(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, *arguments: Any) -> Tensor:
-        return _values(ctx, *arguments)
+    def forward(
+        ctx: Any,
+        hidden: Tensor,
+        weight: Tensor,
+        targets: Tensor,
+        bias: Tensor | None,
+        temperature: float,
+        chunk_size: int,
+    ) -> Tensor:
+        logps = hidden.new_empty(len(hidden), dtype=softmax_dtype(hidden))
+        kept = None
+        for start in range(0, len(hidden), chunk_size):
+            chunk = slice(start, start + chunk_size)
+            logits = _logits(hidden[chunk], weight, bias, temperature)
+            log_z = logits.logsumexp(1)
+            logps[chunk] = logits.gather(1, targets[chunk, None])[:, 0] - log_z
+            if len(hidden) <= chunk_size and any(ctx.needs_input_grad):
+                kept = _onehot_minus_softmax(logits, log_z, targets).to(hidden.dtype)
+        ctx.save_for_backward(hidden, weight, targets, bias, kept)
+        ctx.temperature, ctx.chunk_size = temperature, chunk_size
+        return logps
 
     @staticmethod
     @once_differentiable
@@ -112,32 +131,8 @@ class _TokenLogprobs(torch.autograd.Function):
         return _gradients(ctx, grads[0])
 
 
-def _values(
-    ctx: Any,
-    hidden: Tensor,
-    weight: Tensor,
-    targets: Tensor,
-    bias: Tensor | None,
-    temperature: float,
-    chunk_size: int,
-) -> Tensor:
-    """(N,) log-probabilities, and in `ctx` what `_gradients` needs."""
-    logps = hidden.new_empty(len(hidden), dtype=softmax_dtype(hidden))
-    kept = None
-    for start in range(0, len(hidden), chunk_size):
-        chunk = slice(start, start + chunk_size)
-        logits = _logits(hidden[chunk], weight, bias, temperature)
-        log_z = logits.logsumexp(1)
-        logps[chunk] = logits.gather(1, targets[chunk, None])[:, 0] - log_z
-        if len(hidden) <= chunk_size and any(ctx.needs_input_grad):
-            kept = _onehot_minus_softmax(logits, log_z, targets).to(hidden.dtype)
-    ctx.save_for_backward(hidden, weight, targets, bias, kept)
-    ctx.temperature, ctx.chunk_size = temperature, chunk_size
-    return logps
-
-
 def _gradients(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-    """Gradients to the arguments of `_values`, given that to its (N,) result."""
+    """Gradients to the arguments of `_TokenLogprobs.forward`, given that to its (N,) result."""
     hidden, weight, targets, bias, kept = ctx.saved_tensors
     need_hidden, need_weight, _, need_bias, *_ = ctx.needs_input_grad
     scale = (grad / ctx.temperature)[:, None]  # (N, 1), in the dtype of the softmax
