@@ -145,7 +145,7 @@ def train(args: Args, accelerator: Accelerator, directory: RunDirectory) -> None
     policy, optimizer = accelerator.prepare(policy, optimizer)
     source.start(policy, directory.path)
     history = [source.evaluate()]
-    check_start(history[0], loss.at_start(loss_config), config)
+    check_start(history[0], loss.expected_initial_metrics(loss_config), config)
 
     # ---- everything has been checked: from here on the directory is this run's
     directory.begin(

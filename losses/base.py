@@ -45,7 +45,7 @@ class Loss:
     # What its batches hold beyond response log-probs: keyword arguments of `pack`.
     packing: Callable[[Any], dict[str, bool]] = field(default=lambda config: {})
     # What held-out metrics must be before the first update, when the policy is its own reference.
-    at_start: Callable[[Any], dict[str, float]] = field(default=lambda config: {})
+    expected_initial_metrics: Callable[[Any], dict[str, float]] = field(default=lambda config: {})
 
 
 def pairs(batch: TreeBatch, config: object) -> dict[str, int]:
@@ -58,14 +58,14 @@ def tokens(batch: TreeBatch, config: object) -> dict[str, int]:
     return {"tokens": batch.num_tokens}
 
 
-def wide(device: torch.device) -> torch.dtype:
+def accumulation_dtype(device: torch.device) -> torch.dtype:
     """The dtype that sums for metrics are kept in: float64 where the device has it."""
     return torch.float32 if device.type == "mps" else torch.float64
 
 
-def metric(values: Tensor, mask: Tensor | None = None) -> Metric:
+def sum_and_count(values: Tensor, mask: Tensor | None = None) -> Metric:
     """(sum, count) of `values`, over `mask` where one is given; detached, and summed wide."""
-    values = values.detach().to(wide(values.device))
+    values = values.detach().to(accumulation_dtype(values.device))
     if mask is None:
         return values.sum(), torch.tensor(values.numel(), device=values.device)
     return torch.where(mask, values, 0.0).sum(), mask.sum()

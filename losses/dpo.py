@@ -40,7 +40,7 @@ from losses.base import (
     check_same_shape,
     masked_mean,
     masked_sum,
-    metric,
+    sum_and_count,
     pairs,
 )
 
@@ -144,17 +144,17 @@ def step(logps: Tensor, batch: TreeBatch, config: DPOConfig) -> LossOutput:
     return LossOutput(
         {"pairs": losses.sum()},
         {
-            "rewards/chosen": metric(chosen_rewards),
-            "rewards/rejected": metric(rejected_rewards),
-            "rewards/margins": metric(chosen_rewards - rejected_rewards),
-            "rewards/accuracies": metric(chosen_rewards > rejected_rewards),
-            "logps/chosen": metric(policy_chosen),
-            "logps/rejected": metric(policy_rejected),
+            "rewards/chosen": sum_and_count(chosen_rewards),
+            "rewards/rejected": sum_and_count(rejected_rewards),
+            "rewards/margins": sum_and_count(chosen_rewards - rejected_rewards),
+            "rewards/accuracies": sum_and_count(chosen_rewards > rejected_rewards),
+            "logps/chosen": sum_and_count(policy_chosen),
+            "logps/rejected": sum_and_count(policy_rejected),
         },
     )
 
 
-def at_start(config: DPOConfig) -> dict[str, float]:
+def expected_initial_metrics(config: DPOConfig) -> dict[str, float]:
     """While policy and reference are one, h is 0: ln 2 for the sigmoid, and no margin."""
     if config.ref_model is not None:
         return {}
@@ -176,5 +176,5 @@ LOSS = Loss(
     branches=2,
     needs_reference=True,
     learning_rate=1e-6,  # TRL's DPOConfig; the paper's appendix B
-    at_start=at_start,
+    expected_initial_metrics=expected_initial_metrics,
 )

@@ -36,7 +36,7 @@ from losses.base import (
     check_same_shape,
     masked_mean,
     masked_sum,
-    metric,
+    sum_and_count,
 )
 
 
@@ -103,22 +103,22 @@ def step(logps: Tensor, batch: TreeBatch, config: ORPOConfig) -> LossOutput:
     nll_pairs = nll_tokens / nll_mask.sum(-1).clamp(min=1)
     if config.nll_reduction == "pair":
         totals = {"pairs": (nll_pairs + config.lam * odds_ratio_losses).sum()}
-        nll = metric(nll_pairs)
+        nll = sum_and_count(nll_pairs)
     else:
         totals = {"pairs": config.lam * odds_ratio_losses.sum(), "tokens": nll_tokens.sum()}
-        nll = (metric(nll_tokens)[0], nll_mask.sum())
+        nll = (sum_and_count(nll_tokens)[0], nll_mask.sum())
     return LossOutput(
         totals,
         {
             "nll_loss": nll,
-            "odds_ratio_loss": metric(odds_ratio_losses),
-            "log_odds_ratio": metric(log_odds(chosen) - log_odds(rejected)),
-            "rewards/chosen": metric(config.lam * chosen),
-            "rewards/rejected": metric(config.lam * rejected),
-            "rewards/margins": metric(config.lam * (chosen - rejected)),
-            "rewards/accuracies": metric(chosen > rejected),
-            "mean_logps/chosen": metric(chosen),
-            "mean_logps/rejected": metric(rejected),
+            "odds_ratio_loss": sum_and_count(odds_ratio_losses),
+            "log_odds_ratio": sum_and_count(log_odds(chosen) - log_odds(rejected)),
+            "rewards/chosen": sum_and_count(config.lam * chosen),
+            "rewards/rejected": sum_and_count(config.lam * rejected),
+            "rewards/margins": sum_and_count(config.lam * (chosen - rejected)),
+            "rewards/accuracies": sum_and_count(chosen > rejected),
+            "mean_logps/chosen": sum_and_count(chosen),
+            "mean_logps/rejected": sum_and_count(rejected),
         },
     )
 

@@ -26,7 +26,7 @@ import torch
 from torch import Tensor
 
 from losses.advantages import kl_estimate
-from losses.base import Loss, LossOutput, TreeBatch, check_same_shape, metric, tokens
+from losses.base import Loss, LossOutput, TreeBatch, check_same_shape, sum_and_count, tokens
 from losses.forward import ActorCriticOutput
 
 
@@ -187,15 +187,15 @@ def step(outputs: ActorCriticOutput, batch: TreeBatch, config: PPOConfig) -> Los
     return LossOutput(
         {"tokens": losses.sum()},
         {
-            "loss/policy_avg": metric(policy_losses, mask),
-            "loss/value_avg": metric(value_losses, mask),
-            "policy/approxkl_avg": metric(0.5 * log_ratio**2, mask),
-            "policy/clipfrac_avg": metric(clipped, mask),
-            "val/clipfrac_avg": metric(value_clipped, mask),
-            "val/ratio": metric(ratio, mask),
-            "val/ratio_minus_1_squared": metric((ratio - 1) ** 2, mask),
+            "loss/policy_avg": sum_and_count(policy_losses, mask),
+            "loss/value_avg": sum_and_count(value_losses, mask),
+            "policy/approxkl_avg": sum_and_count(0.5 * log_ratio**2, mask),
+            "policy/clipfrac_avg": sum_and_count(clipped, mask),
+            "val/clipfrac_avg": sum_and_count(value_clipped, mask),
+            "val/ratio": sum_and_count(ratio, mask),
+            "val/ratio_minus_1_squared": sum_and_count((ratio - 1) ** 2, mask),
         }
-        | ({"policy/entropy_avg": metric(entropies, mask)} if config.entropy_coef else {}),
+        | ({"policy/entropy_avg": sum_and_count(entropies, mask)} if config.entropy_coef else {}),
     )
 
 
@@ -209,5 +209,5 @@ LOSS = Loss(
     learning_rate=3e-6,  # N+ (2403.17031), table 5
     model="actor_critic",
     packing=lambda config: {"leaves": config.bootstraps},
-    at_start=lambda config: {"kl": 0.0} if config.needs_reference and not config.ref_model else {},
+    expected_initial_metrics=lambda config: {"kl": 0.0} if config.needs_reference and not config.ref_model else {},
 )

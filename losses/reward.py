@@ -20,7 +20,7 @@ from einops import rearrange
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from losses.base import Loss, LossOutput, TreeBatch, check_same_shape, metric, pairs
+from losses.base import Loss, LossOutput, TreeBatch, check_same_shape, sum_and_count, pairs
 
 
 @dataclass(frozen=True)
@@ -68,12 +68,12 @@ def step(scores: Tensor, batch: TreeBatch, config: RewardConfig) -> LossOutput:
     return LossOutput(
         {"pairs": losses.sum()},
         {
-            "accuracy": metric(chosen > rejected),
-            "margin": metric(chosen - rejected),
+            "accuracy": sum_and_count(chosen > rejected),
+            "margin": sum_and_count(chosen - rejected),
             "mean_reward": metric(scores),
             "mean_squared_reward": metric(scores**2),
-            "rewards/chosen": metric(chosen),
-            "rewards/rejected": metric(rejected),
+            "rewards/chosen": sum_and_count(chosen),
+            "rewards/rejected": sum_and_count(rejected),
         },
     )
 

@@ -29,7 +29,7 @@ from data.batches import cover
 from data.encode import Row
 from data.trees import Layout, Trajectory, pack, tree_tokens
 from losses.advantages import KLKind, gae, kl_estimate, masked_whiten
-from losses.base import Metric, masked_sum, metric, wide
+from losses.base import Metric, masked_sum, sum_and_count, accumulation_dtype
 from losses.ppo import PPOConfig
 from rollout.sample import Sampled, Sampling, sample, stop_ids
 from rollout.score import Reward, score
@@ -115,7 +115,7 @@ def respond(
         rows,
         asked,
         texts,
-        torch.tensor(scores, dtype=wide(device), device=device),
+        torch.tensor(scores, dtype=accumulation_dtype(device), device=device),
         torch.tensor([s.finished for s in sampled], device=device),
     )
 
@@ -251,17 +251,17 @@ def rollout(
 
     about_kl = {}
     if rollouts.reference is not None:  # k1 a response, whatever the reward uses
-        about_kl["objective/kl"] = metric(masked_sum(logps - ref_logps, mask))
+        about_kl["objective/kl"] = sum_and_count(masked_sum(logps - ref_logps, mask))
     state.metrics = rollouts.reduce(
         about_kl
         | {
-            "objective/entropy": metric(masked_sum(-logps, mask)),
-            "objective/non_score_reward": metric(-penalty),
+            "objective/entropy": sum_and_count(masked_sum(-logps, mask)),
+            "objective/non_score_reward": sum_and_count(-penalty),
             "objective/rlhf_reward": metric(scores - penalty),
-            "objective/scores": metric(responses.scores),
-            "val/num_eos_tokens": metric(responses.finished),
-            "rollout/truncated": metric(~responses.finished),
-            "rollout/response_length": metric(mask.sum(-1)),
+            "objective/scores": sum_and_count(responses.scores),
+            "val/num_eos_tokens": sum_and_count(responses.finished),
+            "rollout/truncated": sum_and_count(~responses.finished),
+            "rollout/response_length": sum_and_count(mask.sum(-1)),
         }
     )
     state.metrics["objective/kl_coef"] = state.kl_coef

@@ -11,7 +11,7 @@ from torch import nn
 
 from data.batches import cover
 from data.errors import NOT_FINITE, InputError
-from losses.base import Loss, masked_sum, metric
+from losses.base import Loss, masked_sum, sum_and_count
 from runtime.config import TrainConfig
 from runtime.inputs import Rows
 from runtime.metrics import Totals
@@ -42,7 +42,7 @@ def evaluate(
             seq_logps = masked_sum(outputs, batch.text_mask())
             metrics["accuracy"] = metric(seq_logps[0::2] > seq_logps[1::2])
             per_character = seq_logps / batch.characters
-            metrics["accuracy_norm"] = metric(per_character[0::2] > per_character[1::2])
+            metrics["accuracy_norm"] = sum_and_count(per_character[0::2] > per_character[1::2])
             if loss.branches == 1:
                 outputs, batch = outputs[0::2], batch.chosen()
         output = loss.step(outputs, batch, config)

@@ -6,7 +6,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
-from losses.base import Metric, wide
+from losses.base import Metric, accumulation_dtype
 
 LOSS_PER = "loss per "
 
@@ -34,7 +34,7 @@ class Totals:
 
     def reduce(self, accelerator: Accelerator) -> dict[str, float]:
         """Means over everything that was added on all ranks, `loss` first; one collective."""
-        dtype = wide(accelerator.device)
+        dtype = accumulation_dtype(accelerator.device)
         pairs = [
             torch.stack([torch.stack([x.to(dtype) for x in pair]) for pair in parts]).sum(0)
             for parts in self.parts.values()

@@ -14,7 +14,7 @@ from data.batches import total_steps
 from data.errors import USAGE, InputError
 from data.prompts import encode_prompts, load_prompts
 from data.trees import TreeBatch
-from losses.base import Loss, Metric, masked_sum, metric
+from losses.base import Loss, Metric, masked_sum, sum_and_count
 from losses.forward import ActorCritic, Policy
 from losses.ppo import PPOConfig
 from rollout.experience import Prompt, Rollouts, RolloutState, look_back, respond
@@ -224,15 +224,15 @@ class PromptSource:
         looked = look_back(self.rollouts, responses)
         lengths = [len(row.responses[0]) for row in responses.rows]
         metrics = {
-            "reward": metric(responses.scores),
-            "response_length": metric(responses.scores.new_tensor(lengths)),
-            "truncated": metric(~responses.finished),
+            "reward": sum_and_count(responses.scores),
+            "response_length": sum_and_count(responses.scores.new_tensor(lengths)),
+            "truncated": sum_and_count(~responses.finished),
         }
         if self.reference is not None:
-            metrics["kl"] = metric(masked_sum(looked.logps - looked.ref_logps, looked.mask))
+            metrics["kl"] = sum_and_count(masked_sum(looked.logps - looked.ref_logps, looked.mask))
         if self.on_pocket:
             right = pocket_reward(responses.prompts, responses.texts)
-            metrics["success"] = metric(responses.scores.new_tensor(right))
+            metrics["success"] = sum_and_count(responses.scores.new_tensor(right))
         self.samples = [
             {"prompt": prompt, "response": text, "score": score}
             for prompt, text, score in zip(

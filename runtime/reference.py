@@ -18,7 +18,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from data.batches import cover
-from losses.base import masked_sum, wide
+from losses.base import masked_sum, accumulation_dtype
 from runtime.config import TrainConfig
 from runtime.inputs import Rows
 from runtime.layout import choose_layout
@@ -69,7 +69,7 @@ def reference_logps(
 ) -> Tensor:
     """(rows, responses) log-probability of each response, summed over its tokens, on the CPU."""
     device, shape = accelerator.device, (len(data.rows), len(data.rows[0].responses))
-    sums = torch.zeros(shape, dtype=wide(device), device=device)
+    sums = torch.zeros(shape, dtype=accumulation_dtype(device), device=device)
     plan = cover(data.lengths, accelerator.num_processes, max_tokens)
     for members in plan[accelerator.process_index]:
         batch = data.batch(members, device)

@@ -11,7 +11,7 @@ from tolerances import TIGHT
 from data.encode import Row
 from data.trees import Trajectory, pack
 from losses import LOSSES
-from losses.dpo import DPOConfig, at_start
+from losses.dpo import DPOConfig, expected_initial_metrics
 from losses.dpo import step as dpo_step
 from losses.forward import ActorCriticOutput
 from losses.orpo import ORPOConfig
@@ -124,11 +124,11 @@ def test_dpo_hands_its_variant_on():
 
 def test_dpo_at_the_start():
     """C1: h = 0. Of another reference nothing is known."""
-    assert at_start(DPOConfig()) == {"loss": near(log(2)), "rewards/margins": 0.0}
-    assert at_start(DPOConfig(ref_model="another")) == {}
+    assert expected_initial_metrics(DPOConfig()) == {"loss": near(log(2)), "rewards/margins": 0.0}
+    assert expected_initial_metrics(DPOConfig(ref_model="another")) == {}
     robust = DPOConfig(variant="robust", label_smoothing=0.1)
-    assert at_start(robust)["loss"] == near(log(2))
-    assert at_start(DPOConfig(beta=0.5, variant="ipo"))["loss"] == near(1)
+    assert expected_initial_metrics(robust)["loss"] == near(log(2))
+    assert expected_initial_metrics(DPOConfig(beta=0.5, variant="ipo"))["loss"] == near(1)
 
 
 def test_orpo_says_odds_and_likelihood():
