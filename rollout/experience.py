@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from data.batches import cover
+from data.batches import inference_batches
 from data.encode import Row
 from data.trees import Layout, Trajectory, pack, tree_tokens
 from losses.advantages import KLKind, gae, kl_estimate, masked_whiten
@@ -156,7 +156,7 @@ def look_back(rollouts: Rollouts, responses: Responses) -> Looked:
     found: dict[int, Tensor] = {}  # row -> (tokens, 3)
     after = torch.zeros(len(rows), device=device)
     lengths = [tree_tokens(row, leaves=bootstrap) for row in rows]
-    for members in cover(lengths, 1, rollouts.max_tokens)[0]:
+    for members in inference_batches(lengths, 1, rollouts.max_tokens)[0]:
         part = [rows[i] for i in members]
         batch = pack(part, layout=rollouts.layout, leaves=bootstrap).to(device)
         with torch.no_grad():  # not as a decorator: mutmut leaves out what has that one

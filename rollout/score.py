@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 import torch
 
-from data.batches import cover
+from data.batches import inference_batches
 from data.encode import Row, encode_records
 from data.errors import NO_INPUT, USAGE, InputError
 from data.readers import short
@@ -199,7 +199,7 @@ class ModelReward:
         rows = self._rows(prompts, responses) if prompts else []
         scores = [0.0] * len(rows)
         lengths = [tree_tokens(row, leaves=True) for row in rows]
-        for part in cover(lengths, 1, self.max_tokens)[0]:
+        for part in inference_batches(lengths, 1, self.max_tokens)[0]:
             batch = pack([rows[i] for i in part], layout=self.layout, leaves=True)
             with torch.no_grad():
                 values = self.scorer(batch.to(self.model.device)).tolist()

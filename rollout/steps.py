@@ -11,7 +11,7 @@ import random
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
-from data.batches import split, step_rows
+from data.batches import micro_batches, step_rows
 from data.encode import Row
 from data.trees import Trajectory, TreeBatch, pack, tree_tokens
 from rollout.experience import Prompt, Rollouts, RolloutState, rollout
@@ -51,7 +51,7 @@ def rollout_steps(
                 step = order[start : start + batch_size]
                 picked = [i // ranks for i in step if i % ranks == rank]
                 lengths = [tree_tokens(rows[i], leaves=config.bootstraps) for i in picked]
-                parts = split(lengths, 1, rollouts.max_tokens)[0]  # an empty one if none is picked
+                parts = micro_batches(lengths, 1, rollouts.max_tokens)[0]  # an empty one if none is picked
                 yield [
                     _batch(rollouts, rows, trajectory, [picked[p] for p in part]) for part in parts
                 ]

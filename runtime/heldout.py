@@ -9,7 +9,7 @@ import torch
 from accelerate import Accelerator
 from torch import nn
 
-from data.batches import cover
+from data.batches import inference_batches
 from data.errors import NOT_FINITE, InputError
 from losses.base import Loss, masked_sum, sum_and_count
 from runtime.config import TrainConfig
@@ -33,7 +33,7 @@ def evaluate(
     `accuracy` is by score, and among its own metrics.
     """
     totals = Totals()
-    plan = cover(data.lengths, accelerator.num_processes, max_tokens)
+    plan = inference_batches(data.lengths, accelerator.num_processes, max_tokens)
     for members in plan[accelerator.process_index]:
         batch = data.batch(members, accelerator.device)
         outputs = policy(batch)

@@ -17,7 +17,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from data.batches import cover
+from data.batches import inference_batches
 from losses.base import masked_sum, accumulation_dtype
 from runtime.config import TrainConfig
 from runtime.inputs import Rows
@@ -70,7 +70,7 @@ def reference_logps(
     """(rows, responses) log-probability of each response, summed over its tokens, on the CPU."""
     device, shape = accelerator.device, (len(data.rows), len(data.rows[0].responses))
     sums = torch.zeros(shape, dtype=accumulation_dtype(device), device=device)
-    plan = cover(data.lengths, accelerator.num_processes, max_tokens)
+    plan = inference_batches(data.lengths, accelerator.num_processes, max_tokens)
     for members in plan[accelerator.process_index]:
         batch = data.batch(members, device)
         seq_logps = masked_sum(policy(batch), batch.mask)

@@ -10,7 +10,7 @@ from typing import Any
 from accelerate import Accelerator
 from torch import nn
 
-from data.batches import split, step_rows, total_steps
+from data.batches import micro_batches, step_rows, total_steps
 from data.trees import TreeBatch
 from losses.base import Loss
 from runtime.config import TrainConfig
@@ -94,7 +94,7 @@ class RowSource:
         lengths, ranks = self.train.lengths, self.accelerator.num_processes
         for step in range(1, self.steps + 1):
             rows = step_rows(step, len(lengths), self.batch_size, self.config.seed)
-            plan = split([lengths[i] for i in rows], ranks, self.config.max_tokens)
+            plan = micro_batches([lengths[i] for i in rows], ranks, self.config.max_tokens)
             mine = plan[self.accelerator.process_index]
             device = self.accelerator.device
             yield [self.train.batch([rows[p] for p in part], device) for part in mine]

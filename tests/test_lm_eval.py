@@ -17,7 +17,7 @@ from tolerances import loose
 
 from benchmarks import piqa
 from data import pocket
-from data.batches import cover
+from data.batches import inference_batches
 from data.errors import InputError
 from data.piqa import piqa_rows
 from data.pocket import BASE_DIR
@@ -116,7 +116,7 @@ def test_the_loops_accuracies_are_lm_evals_row_by_row(folder, both, theirs, name
 def test_the_loops_log_probs_are_lm_evals(folder, both, theirs, name):
     model, tokenizer = both[name]
     data, policy = heldout(folder / "data", tokenizer), Policy(model)
-    (plan,) = cover(data.lengths, 1, 100)
+    (plan,) = inference_batches(data.lengths, 1, 100)
     assert len(plan) > 1
     for members in plan:
         batch = data.batch(members, torch.device("cpu"))

@@ -21,7 +21,7 @@ from transformers import PreTrainedModel
 from benchmarks.record import commit
 from benchmarks.study.plan import Study
 from benchmarks.study.runner import Outcome, Outcomes, fingerprint
-from data.batches import cover
+from data.batches import inference_batches
 from data.encode import Row, encode_records
 from data.errors import NOT_FINITE, InputError
 from data.piqa import piqa_rows
@@ -189,7 +189,7 @@ class Bench:
 def score_pairs(subject: Subject, rows: Sequence[Row], device: torch.device) -> list[list[float]]:
     """(log p chosen, log p rejected, acc, acc_norm) of each pair, end tokens not counted."""
     found: list[list[float]] = [[] for _ in rows]
-    for members in cover([tree_tokens(row) for row in rows], 1, MAX_TOKENS)[0]:
+    for members in inference_batches([tree_tokens(row) for row in rows], 1, MAX_TOKENS)[0]:
         batch = pack([rows[i] for i in members], layout=subject.layout).to(device)
         logps = masked_sum(subject.policy(batch), batch.text_mask())
         each = (logps / batch.characters).view(-1, 2).tolist()
@@ -201,7 +201,7 @@ def score_pairs(subject: Subject, rows: Sequence[Row], device: torch.device) -> 
 def sequence_logps(subject: Subject, rows: Sequence[Row], device: torch.device) -> Tensor:
     """(rows,) log-probability of each row's one response, its end token counted."""
     found = torch.zeros(len(rows), dtype=torch.float64)
-    for members in cover([tree_tokens(row) for row in rows], 1, MAX_TOKENS)[0]:
+    for members in inference_batches([tree_tokens(row) for row in rows], 1, MAX_TOKENS)[0]:
         batch = pack([rows[i] for i in members], layout=subject.layout).to(device)
         found[members] = masked_sum(subject.policy(batch), batch.mask).double().cpu()
     return found
