@@ -233,7 +233,7 @@ def train(args: Args, accelerator: Accelerator, directory: RunDirectory) -> None
         "after": history[-1],
         "steps": step,
         "rows": step * config.batch_size,
-        "unit": "pairs" if loss.branches == 2 else "rows",
+        "unit": "pairs" if loss.responses_per_row == 2 else "rows",
         "tokens": all_tokens,
         "seconds": time.perf_counter() - began,
         "rows_per_second": step * config.batch_size / seconds,

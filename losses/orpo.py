@@ -142,7 +142,7 @@ LOSS = Loss(
     config=ORPOConfig,
     step=step,
     units=units,
-    branches=2,
+    responses_per_row=2,
     needs_reference=False,
     learning_rate=8e-6,  # TRL's examples/scripts/orpo.py
     packing=lambda config: {"prompts": config.nll_scope == "full"},

@@ -53,7 +53,7 @@ LOSS = Loss(
     config=SFTConfig,
     step=step,
     units=tokens,
-    branches=1,
+    responses_per_row=1,
     needs_reference=False,
     learning_rate=2e-5,  # TRL's SFTConfig; Zephyr-7B (arXiv 2310.16944)
 )

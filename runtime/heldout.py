@@ -43,7 +43,7 @@ def evaluate(
             metrics["accuracy"] = metric(seq_logps[0::2] > seq_logps[1::2])
             per_character = seq_logps / batch.characters
             metrics["accuracy_norm"] = sum_and_count(per_character[0::2] > per_character[1::2])
-            if loss.branches == 1:
+            if loss.responses_per_row == 1:
                 outputs, batch = outputs[0::2], batch.chosen()
         output = loss.step(outputs, batch, config)
         totals.add_loss(output.totals, loss.units(batch, config), dummy=batch.dummy)

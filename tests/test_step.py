@@ -42,8 +42,8 @@ def module_for(loss, family="gpt_neox", dtype=torch.float64):
 
 def data_for(loss, layout="tree"):
     """Eight rows of unequal lengths, with a reference that is not the policy."""
-    rows = make_rows(8, responses=loss.branches, seed=11)
-    reference = torch.linspace(-30, -10, 8 * loss.branches, dtype=torch.float64)
+    rows = make_rows(8, responses=loss.responses_per_row, seed=11)
+    reference = torch.linspace(-30, -10, 8 * loss.responses_per_row, dtype=torch.float64)
     reference = reference.view(8, -1) if loss.needs_reference else None
     return Rows(rows, layout, reference, loss.packing(loss.config()))
 

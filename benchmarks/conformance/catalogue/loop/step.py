@@ -54,7 +54,7 @@ def by_hand(name: str, model: nn.Module, data: Sequence[Row], **options: Any) ->
 def data_of(name: str) -> tuple[Loss, Rows]:
     loss = LOSSES[name]
     ref = REFERENCE.double() if loss.needs_reference else None
-    return loss, Rows(rows(loss.branches), "tree", ref)
+    return loss, Rows(rows(loss.responses_per_row), "tree", ref)
 
 
 def pieces(cut: Sequence[int]) -> list[list[int]]:
