@@ -77,14 +77,14 @@ class TreeBatch:
     targets: Tensor  # (M,) ... this token id
     gather: Tensor  # (S, T) index into M, 0 where the mask is False
     mask: Tensor  # (S, T) True on response tokens, the end token included
-    last: Tensor  # (S,) flat index of the last token of each sequence (only with leaves=True)
+    last: Tensor  # (S,) flat index of the last token of each sequence (only with include_last_token=True)
     ended: Tensor  # (S,) True where the last response token is the end token, not a cut
     characters: Tensor  # (S,) length of the response's text
     margin: Tensor  # (E,)
     index: Tensor  # (E,) position of the row in its data set
     prompt_mask: Tensor  # (S, T) True on prompt tokens; all False unless packed with prompts=True
     layout: Layout
-    leaves: bool  # the last token of every sequence was computed too
+    include_last_token: bool  # the last token of every sequence was computed too
     ref_logps: Tensor | None = None  # (S,) reference log-probs, summed over the response
     trajectory: Trajectory | None = None  # of PPO's rollout
     dummy: bool = False  # stands in on a rank that has no row left: forward runs, nothing counts
@@ -133,9 +133,9 @@ def shared_length(row: Row) -> int:
     return len(commonprefix(row.responses)) if len(row.responses) > 1 else 0
 
 
-def tree_tokens(row: Row, *, leaves: bool = False) -> int:
-    """Tokens that the row's tree computes; the last of a response only with `leaves`."""
-    shared, targets = shared_length(row), 0 if leaves else 1
+def tree_tokens(row: Row, *, include_last_token: bool = False) -> int:
+    """Tokens that the row's tree computes; the last of a response only with `include_last_token`."""
+    shared, targets = shared_length(row), 0 if include_last_token else 1
     return len(row.prompt) + shared + sum(max(len(r) - shared - targets, 0) for r in row.responses)
 
 
@@ -157,18 +157,18 @@ def tree_mask(
 
 
 def pack(
-    rows: Sequence[Row], *, layout: Layout = "tree", leaves: bool = False, prompts: bool = False
+    rows: Sequence[Row], *, layout: Layout = "tree", include_last_token: bool = False, prompts: bool = False
 ) -> TreeBatch:
     """Build the batch of `rows`, which must all have the same number of responses.
 
     Args:
         rows: encoded examples, in the order that the batch's examples and sequences will have.
         layout: "tree", or "rectangle" for one padded row a sequence.
-        leaves: also compute the last token of every response. It predicts nothing, so log-probs do
+        include_last_token: also compute the last token of every response. It predicts nothing, so log-probs do
             without it; a score is read there.
         prompts: also give the log-probs of the prompt's tokens, all but the first.
     """
-    trees = [_Tree(row, k, leaves, prompts) for row in rows for k in _parts(row, layout)]
+    trees = [_Tree(row, k, include_last_token, prompts) for row in rows for k in _parts(row, layout)]
     bins = _bins([len(tree.ids) for tree in trees], alone=layout == "rectangle")
     width = max(sum(len(trees[t].ids) for t in members) for members in bins)
 
@@ -219,7 +219,7 @@ def pack(
         margin=torch.tensor([row.margin for row in rows]),
         index=torch.tensor([row.index for row in rows]),
         layout=layout,
-        leaves=leaves,
+        include_last_token=include_last_token,
     )
 
 
@@ -231,7 +231,7 @@ def _parts(row: Row, layout: Layout) -> list[list[list[int]]]:
 class _Tree:
     """One example's tokens in tree order; all indices are local to the tree."""
 
-    def __init__(self, row: Row, responses: list[list[int]], leaves: bool, prompts: bool) -> None:
+    def __init__(self, row: Row, responses: list[list[int]], include_last_token: bool, prompts: bool) -> None:
         shared = len(commonprefix(responses)) if len(responses) > 1 else 0
         trunk = row.prompt + responses[0][:shared]
         self.ids, self.branches = list(trunk), [0] * len(trunk)
@@ -246,7 +246,7 @@ class _Tree:
         self.last: list[int] = []
         for b, response in enumerate(responses, start=1):
             own, start, node = response[shared:], len(self.ids), len(self.targets)
-            computed = own if leaves else own[:-1]
+            computed = own if include_last_token else own[:-1]
             self.ids += computed
             self.branches += [b] * len(computed)
             self.positions += range(len(trunk), len(trunk) + len(computed))

@@ -67,7 +67,7 @@ class Policy(nn.Module):
 class ActorCriticOutput(NamedTuple):
     logps: Tensor  # (S, T)
     values: Tensor  # (S, T) of the state before each token
-    after: Tensor  # (S,) value of the state after the last; 0 unless packed with leaves=True
+    after: Tensor  # (S,) value of the state after the last; 0 unless packed with include_last_token=True
     entropies: Tensor  # (S, T); 0 unless asked for
 
 
@@ -95,7 +95,7 @@ class ActorCritic(nn.Module):
         values = value_head(self.critic)(hidden.flatten(0, 1))[:, 0]  # (R L,)
         before = batch.sequences(values.index_select(0, batch.parents))
         after = torch.zeros_like(before[:, 0])
-        if batch.leaves:
+        if batch.include_last_token:
             after = values.index_select(0, batch.last)
         return ActorCriticOutput(logps, before, after, entropies)
 
@@ -109,7 +109,7 @@ class Scorer(nn.Module):
     """A classifier with one label as a function from batches to scores.
 
     The score is read at the last token of each sequence, found from the layout: never by looking
-    for a pad or end token, which may stand anywhere in a text. Batches are packed with leaves=True.
+    for a pad or end token, which may stand anywhere in a text. Batches are packed with include_last_token=True.
     """
 
     def __init__(self, model: PreTrainedModel) -> None:

@@ -87,5 +87,5 @@ LOSS = Loss(
     needs_reference=False,
     learning_rate=1e-5,  # Llama 2 (arXiv 2307.09288), section 3.2.2, for its smaller models
     model="score",
-    packing=lambda config: {"leaves": True},
+    packing=lambda config: {"include_last_token": True},
 )

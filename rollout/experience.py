@@ -155,10 +155,10 @@ def look_back(rollouts: Rollouts, responses: Responses) -> Looked:
     bootstrap = rollouts.config.bootstraps
     found: dict[int, Tensor] = {}  # row -> (tokens, 3)
     after = torch.zeros(len(rows), device=device)
-    lengths = [tree_tokens(row, leaves=bootstrap) for row in rows]
+    lengths = [tree_tokens(row, include_last_token=bootstrap) for row in rows]
     for members in inference_batches(lengths, 1, rollouts.max_tokens)[0]:
         part = [rows[i] for i in members]
-        batch = pack(part, layout=rollouts.layout, leaves=bootstrap).to(device)
+        batch = pack(part, layout=rollouts.layout, include_last_token=bootstrap).to(device)
         with torch.no_grad():  # not as a decorator: mutmut leaves out what has that one
             logps, values, last_values, _ = rollouts.actor_critic(batch)
             ref_logps = logps

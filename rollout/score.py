@@ -198,9 +198,9 @@ class ModelReward:
     def __call__(self, prompts: list[str], responses: list[str]) -> list[float]:
         rows = self._rows(prompts, responses) if prompts else []
         scores = [0.0] * len(rows)
-        lengths = [tree_tokens(row, leaves=True) for row in rows]
+        lengths = [tree_tokens(row, include_last_token=True) for row in rows]
         for part in inference_batches(lengths, 1, self.max_tokens)[0]:
-            batch = pack([rows[i] for i in part], layout=self.layout, leaves=True)
+            batch = pack([rows[i] for i in part], layout=self.layout, include_last_token=True)
             with torch.no_grad():
                 values = self.scorer(batch.to(self.model.device)).tolist()
             for i, value in zip(part, values, strict=True):

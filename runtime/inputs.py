@@ -32,8 +32,8 @@ class Rows:
     @property
     def lengths(self) -> list[int]:
         """Tokens that each row costs."""
-        leaves = self.packing.get("leaves", False)
-        return [tree_tokens(row, leaves=leaves) for row in self.rows]
+        include_last_token = self.packing.get("include_last_token", False)
+        return [tree_tokens(row, include_last_token=include_last_token) for row in self.rows]
 
     @property
     def tokens(self) -> set[int]:

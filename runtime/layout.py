@@ -42,11 +42,11 @@ def choose_layout(
     Raises:
         InputError: `wanted` is "tree" and the model cannot take one, or its weights hold a NaN.
     """
-    rows, leaves = _rows(model), kind != "logps"
+    rows, include_last_token = _rows(model), kind != "logps"
     if kind == "score" and not hasattr(model, "score"):
         family = type(model).__name__
         raise InputError(f"{name}: {family} has no head named score, so cannot be a reward model")
-    if leaves:
+    if include_last_token:
         truth = _scores_alone(model, rows)
     else:
         truth = Policy(model, fused=False)(pack(rows, layout="rectangle").to(model.device))
@@ -57,7 +57,7 @@ def choose_layout(
     reason = ""
     for layout in layouts:
         for module, note in _modules(model, kind):
-            batch = pack(rows, layout=layout, leaves=leaves).to(model.device)
+            batch = pack(rows, layout=layout, include_last_token=include_last_token).to(model.device)
             try:
                 error = (module(batch) - truth).abs().max().item()
             except REFUSALS as problem:

@@ -144,5 +144,5 @@ class PositionCriticWithWeights(PositionCritic):
 
 
 def test_a_bootstrapped_batch_computes_the_last_token_too():
-    assert LOSS.packing(PPOConfig(truncation="bootstrap")) == {"leaves": True}
-    assert LOSS.packing(PPOConfig()) == {"leaves": False}
+    assert LOSS.packing(PPOConfig(truncation="bootstrap")) == {"include_last_token": True}
+    assert LOSS.packing(PPOConfig()) == {"include_last_token": False}

@@ -42,7 +42,7 @@ def test_scores_are_the_models_own_of_each_sequence_alone(family, layout):
     rows[1].prompt[0] = 2
     with float64_throughout():
         model = make_head("sequence", family)
-        scores = Scorer(model)(pack(rows, layout=layout, leaves=True))
+        scores = Scorer(model)(pack(rows, layout=layout, include_last_token=True))
         alone = [score_alone(model, row.prompt + r) for row in rows for r in row.responses]
     assert relative_error(scores, torch.stack(alone)) < 100 * TIGHT
 
@@ -73,7 +73,7 @@ def test_margin_and_centring_are_live():
     """E10: the margin is subtracted from the gap; E9: the square is of the sum."""
     rows = make_rows(1)
     rows = [type(rows[0])(0, rows[0].prompt, rows[0].responses, [True] * 2, [1, 1], margin=0.5)]
-    batch = pack(rows, leaves=True)
+    batch = pack(rows, include_last_token=True)
     scores = torch.tensor([1.0, 0.2], dtype=torch.float64)
     (loss,) = step(scores, batch, RewardConfig(center_coef=0.01)).totals.values()
     expected = math.log(1 + math.exp(-(1.0 - 0.2 - 0.5))) + 0.01 * (1.0 + 0.2) ** 2
@@ -96,7 +96,7 @@ def test_the_saved_model_gives_the_training_scores_again(trained):
     tokenizer = load_tokenizer(final)
     rows = heldout_rows()
     records = [Record(r["prompt"], r["chosen"], r["rejected"]) for r in rows]
-    data = Rows(encode_records(records, tokenizer).rows, packing={"leaves": True})
+    data = Rows(encode_records(records, tokenizer).rows, packing={"include_last_token": True})
     model = load_scorer(final, tokenizer, dtype="float32")
     scorer, config = Scorer(model), LOSS.config()
     after = evaluate(Accelerator(cpu=True), scorer, LOSS, config, data, 4096)

@@ -96,7 +96,7 @@ def test_models_given_the_same_batches_take_trees_only_if_all_can(others, who):
     layout, modules, line = common_layout(models, "auto")
     assert layout == "rectangle" and len(modules) == len(models)
     assert "no token trees (ValueError" in line and line.endswith(f", because of {who}")
-    rows, batch = make_rows(3), pack(make_rows(3), layout=layout, leaves=True)
+    rows, batch = make_rows(3), pack(make_rows(3), layout=layout, include_last_token=True)
     expected = [x for row in rows for x in alone(models[0][1], row)]
     for ours, logps in zip(modules[0](batch), expected, strict=True):
         assert relative_error(ours[: len(logps)], logps) < loose(torch.float32)
@@ -164,7 +164,7 @@ def test_each_token_is_computed_once():
 
 def test_with_leaves_the_last_token_of_every_sequence_is_there():
     rows = make_rows(6, seed=3)
-    batch = pack(rows, leaves=True)
+    batch = pack(rows, include_last_token=True)
     ends = [response[-1] for row in rows for response in row.responses]
     assert batch.input_ids.flatten()[batch.last].tolist() == ends
     lengths = [len(row.prompt) + len(r) for row in rows for r in row.responses]

@@ -152,7 +152,7 @@ def softmax_in_bfloat16(right: Any, x: Tensor) -> torch.dtype:
 def scores_of_texts() -> list[Seen]:
     """Scores of responses with the end token in their middle, against each text by itself."""
     model, data = tiny("sequence"), rows(responses=2)[2:4]
-    batch = pack(data, layout="rectangle", leaves=True)
+    batch = pack(data, layout="rectangle", include_last_token=True)
     found = Scorer(model)(batch).tolist()
     head: Any = model.score
     right = []
