@@ -135,7 +135,7 @@ def as_rows(
     return rows, texts
 
 
-class Looked(NamedTuple):
+class ResponseEvaluation(NamedTuple):
     """(S, T) each, but the last."""
 
     logps: Tensor
@@ -145,7 +145,7 @@ class Looked(NamedTuple):
     after: Tensor  # (S,) value of the state after the last token
 
 
-def look_back(rollouts: Rollouts, responses: Responses) -> Looked:
+def evaluate_responses(rollouts: Rollouts, responses: Responses) -> ResponseEvaluation:
     """Step 3: what the models say of the responses.
 
     By the training forward, not from the sampler: the ratio before any update is then 1 to the last
@@ -173,7 +173,7 @@ def look_back(rollouts: Rollouts, responses: Responses) -> Looked:
     counts = torch.tensor([len(row.responses[0]) for row in rows], device=device)
     mask = torch.arange(padded.shape[1], device=device) < counts[:, None]
     policy_logps, old_values, reference_logps = padded.unbind(-1)
-    return Looked(policy_logps, old_values, reference_logps, mask, after)
+    return ResponseEvaluation(policy_logps, old_values, reference_logps, mask, after)
 
 
 def shape_scores(
@@ -229,7 +229,7 @@ def rollout(
     """Steps 1 to 5, and in `state.metrics` what there is to say of them."""
     config, accelerator = rollouts.config, rollouts.accelerator
     responses = respond(rollouts, prompts, numbers, seed)
-    logps, values, ref_logps, mask, after = look_back(rollouts, responses)
+    logps, values, ref_logps, mask, after = evaluate_responses(rollouts, responses)
 
     if config.score_norm:
         everyone = accelerator.gather(responses.scores)

@@ -17,7 +17,7 @@ from data.trees import TreeBatch
 from losses.base import Loss, Metric, masked_sum, sum_and_count
 from losses.forward import ActorCritic, Policy
 from losses.ppo import PPOConfig
-from rollout.experience import Prompt, Rollouts, RolloutState, look_back, respond
+from rollout.experience import Prompt, Rollouts, RolloutState, evaluate_responses, respond
 from rollout.sample import stop_ids
 from rollout.score import Reward, load_reward
 from rollout.steps import rollout_steps
@@ -221,7 +221,7 @@ class PromptSource:
         numbers = range(rank, times * len(self.heldout), ranks)
         prompts = [self.heldout[i % len(self.heldout)] for i in numbers]
         responses = respond(self.rollouts, prompts, list(numbers), seed=self.config.seed)
-        looked = look_back(self.rollouts, responses)
+        looked = evaluate_responses(self.rollouts, responses)
         lengths = [len(row.responses[0]) for row in responses.rows]
         metrics = {
             "reward": sum_and_count(responses.scores),

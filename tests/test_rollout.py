@@ -263,7 +263,7 @@ def test_values_and_reference_are_kept_in_the_policys_dtype():
 
     made = replace(made, actor_critic=wider, reference=lambda *inputs: reference(*inputs).double())
     responses = experience.respond(made, prompts_of(4), range(4), 0)
-    looked = experience.look_back(made, responses)
+    looked = experience.evaluate_responses(made, responses)
     assert {x.dtype for x in looked[:3]} == {torch.float32}
 
 

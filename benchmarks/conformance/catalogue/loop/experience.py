@@ -87,7 +87,7 @@ def whitened(rows: list[list[float]]) -> list[list[float]]:
 
 # ---------------------------------------------------------------- log-probs and values
 
-LOOK = "rollout.experience:look_back"
+LOOK = "rollout.experience:evaluate_responses"
 
 
 @in_the_loop("F1", LOOK, a_rollout)
