@@ -157,7 +157,11 @@ def tree_mask(
 
 
 def pack(
-    rows: Sequence[Row], *, layout: Layout = "tree", include_last_token: bool = False, prompts: bool = False
+    rows: Sequence[Row],
+    *,
+    layout: Layout = "tree",
+    include_last_token: bool = False,
+    prompts: bool = False,
 ) -> TreeBatch:
     """Build the batch of `rows`, which must all have the same number of responses.
 
@@ -168,7 +172,9 @@ def pack(
             without it; a score is read there.
         prompts: also give the log-probs of the prompt's tokens, all but the first.
     """
-    trees = [_Tree(row, k, include_last_token, prompts) for row in rows for k in _parts(row, layout)]
+    trees = [
+        _Tree(row, k, include_last_token, prompts) for row in rows for k in _parts(row, layout)
+    ]
     bins = _bins([len(tree.ids) for tree in trees], alone=layout == "rectangle")
     width = max(sum(len(trees[t].ids) for t in members) for members in bins)
 
@@ -231,7 +237,9 @@ def _parts(row: Row, layout: Layout) -> list[list[list[int]]]:
 class _Tree:
     """One example's tokens in tree order; all indices are local to the tree."""
 
-    def __init__(self, row: Row, responses: list[list[int]], include_last_token: bool, prompts: bool) -> None:
+    def __init__(
+        self, row: Row, responses: list[list[int]], include_last_token: bool, prompts: bool
+    ) -> None:
         shared = len(commonprefix(responses)) if len(responses) > 1 else 0
         trunk = row.prompt + responses[0][:shared]
         self.ids, self.branches = list(trunk), [0] * len(trunk)

@@ -36,7 +36,9 @@ class Loss:
     config: type  # its flags: a frozen dataclass with a sentence under every field
     step: Callable[[Any, TreeBatch, Any], LossOutput]
     units: Callable[[TreeBatch, Any], dict[str, int]]  # what `totals` are sums over, and how many
-    responses_per_row: Literal[1, 2]  # responses of a row that it trains on: chosen, or chosen and rejected
+    responses_per_row: Literal[
+        1, 2
+    ]  # responses of a row that it trains on: chosen, or chosen and rejected
     needs_reference: bool  # reads `batch.ref_logps`
     learning_rate: float  # default for `--learning_rate`, with its source beside it
     # What `step` is given: (S, T) log-probs of a causal LM, (S,) scores of a classifier, or the

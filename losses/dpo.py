@@ -40,8 +40,8 @@ from losses.base import (
     check_same_shape,
     masked_mean,
     masked_sum,
-    sum_and_count,
     pairs,
+    sum_and_count,
 )
 
 Variant = Literal["sigmoid", "robust", "ipo", "hinge"]

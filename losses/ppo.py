@@ -209,5 +209,7 @@ LOSS = Loss(
     learning_rate=3e-6,  # N+ (2403.17031), table 5
     model="actor_critic",
     packing=lambda config: {"include_last_token": config.bootstraps},
-    expected_initial_metrics=lambda config: {"kl": 0.0} if config.needs_reference and not config.ref_model else {},
+    expected_initial_metrics=lambda config: (
+        {"kl": 0.0} if config.needs_reference and not config.ref_model else {}
+    ),
 )

@@ -20,7 +20,7 @@ from einops import rearrange
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from losses.base import Loss, LossOutput, TreeBatch, check_same_shape, sum_and_count, pairs
+from losses.base import Loss, LossOutput, TreeBatch, check_same_shape, pairs, sum_and_count
 
 
 @dataclass(frozen=True)

@@ -29,7 +29,7 @@ from data.batches import inference_batches
 from data.encode import Row
 from data.trees import Layout, Trajectory, pack, tree_tokens
 from losses.advantages import KLKind, gae, kl_estimate, masked_whiten
-from losses.base import Metric, masked_sum, sum_and_count, accumulation_dtype
+from losses.base import Metric, accumulation_dtype, masked_sum, sum_and_count
 from losses.ppo import PPOConfig
 from rollout.sample import Sampled, Sampling, sample, stop_ids
 from rollout.score import Reward, score

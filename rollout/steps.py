@@ -50,8 +50,12 @@ def rollout_steps(
                 done += 1
                 step = order[start : start + batch_size]
                 picked = [i // ranks for i in step if i % ranks == rank]
-                lengths = [tree_tokens(rows[i], include_last_token=config.bootstraps) for i in picked]
-                parts = micro_batches(lengths, 1, rollouts.max_tokens)[0]  # an empty one if none is picked
+                lengths = [
+                    tree_tokens(rows[i], include_last_token=config.bootstraps) for i in picked
+                ]
+                parts = micro_batches(lengths, 1, rollouts.max_tokens)[
+                    0
+                ]  # an empty one if none is picked
                 yield [
                     _batch(rollouts, rows, trajectory, [picked[p] for p in part]) for part in parts
                 ]
@@ -67,7 +71,11 @@ def _batch(
 ) -> TreeBatch:
     """Responses and what their rollout says of them; a stand-in that counts nothing if none."""
     include_last_token = rollouts.config.bootstraps
-    batch = pack([rows[i] for i in members or [0]], layout=rollouts.layout, include_last_token=include_last_token)
+    batch = pack(
+        [rows[i] for i in members or [0]],
+        layout=rollouts.layout,
+        include_last_token=include_last_token,
+    )
     batch = batch.to(rollouts.accelerator.device)
     part = trajectory.of(members or [0], batch.mask.shape[1])
     return replace(batch, trajectory=part, dummy=not members)

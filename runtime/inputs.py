@@ -59,9 +59,15 @@ def load_rows(
     """
     columns = parse_columns(config.columns)
     records, heldout, told = load_data(
-        config.data, config.eval_data, pairs=loss.responses_per_row == 2, columns=columns, seed=config.seed
+        config.data,
+        config.eval_data,
+        pairs=loss.responses_per_row == 2,
+        columns=columns,
+        seed=config.seed,
     )
-    if loss.responses_per_row == 1:  # it trains on the chosen response; the other is for held-out accuracy
+    if (
+        loss.responses_per_row == 1
+    ):  # it trains on the chosen response; the other is for held-out accuracy
         records = [replace(record, rejected=None) for record in records]
     piqa = piqa_rows(heldout) if config.lm_eval else []
     lines = [f"data: {told}"]

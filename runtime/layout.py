@@ -57,7 +57,9 @@ def choose_layout(
     reason = ""
     for layout in layouts:
         for module, note in _modules(model, kind):
-            batch = pack(rows, layout=layout, include_last_token=include_last_token).to(model.device)
+            batch = pack(rows, layout=layout, include_last_token=include_last_token).to(
+                model.device
+            )
             try:
                 error = (module(batch) - truth).abs().max().item()
             except REFUSALS as problem:

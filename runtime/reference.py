@@ -18,7 +18,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from data.batches import inference_batches
-from losses.base import masked_sum, accumulation_dtype
+from losses.base import accumulation_dtype, masked_sum
 from runtime.config import TrainConfig
 from runtime.inputs import Rows
 from runtime.layout import choose_layout

@@ -25,7 +25,7 @@ from losses import (
     token_logprobs,
 )
 from losses import logprobs as logprobs_module
-from losses.base import sum_and_count, accumulation_dtype
+from losses.base import accumulation_dtype, sum_and_count
 from losses.forward import ActorCritic, Policy, attention_mask, model_inputs
 from losses.logprobs import token_entropy
 
@@ -42,7 +42,10 @@ def test_reductions_are_over_the_last_dimension_of_any_shape(x):
 
 
 def test_metrics_are_summed_in_float64_where_there_is_one():
-    assert accumulation_dtype(torch.device("cpu")) == torch.float64 and accumulation_dtype(torch.device("mps")) == torch.float32
+    assert (
+        accumulation_dtype(torch.device("cpu")) == torch.float64
+        and accumulation_dtype(torch.device("mps")) == torch.float32
+    )
     ones = torch.ones(4099, dtype=torch.bfloat16)  # whose own sum of 4099 would be 4096
     assert [x.item() for x in sum_and_count(ones)] == [4099, 4099]
     assert sum_and_count(ones)[0].dtype == torch.float64
