@@ -70,8 +70,8 @@ def step(scores: Tensor, batch: TreeBatch, config: RewardConfig) -> LossOutput:
         {
             "accuracy": sum_and_count(chosen > rejected),
             "margin": sum_and_count(chosen - rejected),
-            "mean_reward": metric(scores),
-            "mean_squared_reward": metric(scores**2),
+            "mean_reward": sum_and_count(scores),
+            "mean_squared_reward": sum_and_count(scores**2),
             "rewards/chosen": sum_and_count(chosen),
             "rewards/rejected": sum_and_count(rejected),
         },

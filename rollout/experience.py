@@ -257,7 +257,7 @@ def rollout(
         | {
             "objective/entropy": sum_and_count(masked_sum(-logps, mask)),
             "objective/non_score_reward": sum_and_count(-penalty),
-            "objective/rlhf_reward": metric(scores - penalty),
+            "objective/rlhf_reward": sum_and_count(scores - penalty),
             "objective/scores": sum_and_count(responses.scores),
             "val/num_eos_tokens": sum_and_count(responses.finished),
             "rollout/truncated": sum_and_count(~responses.finished),

@@ -40,7 +40,7 @@ def evaluate(
         metrics = {}
         if loss.model == "logps" and batch.num_sequences == 2 * batch.num_examples:
             seq_logps = masked_sum(outputs, batch.text_mask())
-            metrics["accuracy"] = metric(seq_logps[0::2] > seq_logps[1::2])
+            metrics["accuracy"] = sum_and_count(seq_logps[0::2] > seq_logps[1::2])
             per_character = seq_logps / batch.characters
             metrics["accuracy_norm"] = sum_and_count(per_character[0::2] > per_character[1::2])
             if loss.responses_per_row == 1:

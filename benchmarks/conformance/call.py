@@ -63,7 +63,7 @@ def with_torch(implementation: Any, case: Case, dtype: str) -> tuple[list[Array]
     }
     inputs = {name: x.detach().clone() for name, x in inputs.items()}
     before = {name: x.double().numpy().copy() for name, x in inputs.items()}
-    include_last_token = {name: inputs[name].requires_grad_() for name in case.gradients}
+    leaves = {name: inputs[name].requires_grad_() for name in case.gradients}
     result = getattr(implementation, case.function)(**inputs, **case.options)
     outputs = _outputs(result, case)
     linked = [
