@@ -26,23 +26,25 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import TYPE_CHECKING, Literal, get_args
 
 import torch
 from einops import rearrange
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from losses.base import (
+from .base import (
     Loss,
     LossOutput,
-    TreeBatch,
-    check_same_shape,
+    check_shapes,
     masked_mean,
     masked_sum,
     pairs,
     sum_and_count,
 )
+
+if TYPE_CHECKING:
+    from data.trees import TreeBatch
 
 Variant = Literal["sigmoid", "robust", "ipo", "hinge"]
 
@@ -95,13 +97,14 @@ def dpo_loss(
         (B,) un-reduced losses.
 
     Raises:
-        ValueError: the shapes differ, the variant is unknown, or it has no use for the smoothing.
+        ValueError: the shapes are not (B,), the variant is unknown, or it has no use for the
+            smoothing.
     """
-    check_same_shape(
-        policy_chosen_logps=policy_chosen_logps,
-        policy_rejected_logps=policy_rejected_logps,
-        ref_chosen_logps=ref_chosen_logps,
-        ref_rejected_logps=ref_rejected_logps,
+    check_shapes(
+        policy_chosen_logps=(policy_chosen_logps, "B"),
+        policy_rejected_logps=(policy_rejected_logps, "B"),
+        ref_chosen_logps=(ref_chosen_logps, "B"),
+        ref_rejected_logps=(ref_rejected_logps, "B"),
     )
     policy_logratio = policy_chosen_logps - policy_rejected_logps
     ref_logratio = ref_chosen_logps - ref_rejected_logps
@@ -122,9 +125,8 @@ def dpo_loss(
 
 
 def step(logps: Tensor, batch: TreeBatch, config: DPOConfig) -> LossOutput:
-    assert batch.ref_logps is not None, "DPO needs the reference's log-probs in the batch"
     reduce = masked_sum if config.logp_reduction == "sum" else masked_mean
-    seq_logps, ref_logps = reduce(logps, batch.mask), batch.ref_logps  # (S,)
+    seq_logps, ref_logps = reduce(logps, batch.mask), batch.columns["ref_seq_logps"]  # (S,)
     if config.logp_reduction == "mean":
         ref_logps = ref_logps / batch.mask.sum(-1).clamp(min=1)
     policy_chosen, policy_rejected = rearrange(seq_logps, "(pairs two) -> two pairs", two=2)
@@ -174,7 +176,8 @@ LOSS = Loss(
     step=step,
     units=pairs,
     responses_per_row=2,
-    needs_reference=True,
     learning_rate=1e-6,  # TRL's DPOConfig; the paper's appendix B
+    reads=("ref_seq_logps",),
+    needs=lambda config: frozenset({"reference"}),
     expected_initial_metrics=expected_initial_metrics,
 )

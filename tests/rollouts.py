@@ -7,12 +7,12 @@ from types import SimpleNamespace
 import pytest
 import torch
 from accelerate import Accelerator
-from models import flat_grad, make_head, make_model, make_rows
 from tolerances import TIGHT, loose
 from torch import nn
 
-from losses.forward import ActorCritic, Policy
 from losses.ppo import LOSS, PPOConfig
+from models import flat_grad, make_head, make_model, make_rows
+from models.forward import ActorCritic, Policy
 from rollout import steps as rollout_steps_module
 from rollout.experience import Prompt, Rollouts, RolloutState
 from rollout.steps import rollout_steps

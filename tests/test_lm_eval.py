@@ -23,12 +23,12 @@ from data.piqa import piqa_rows
 from data.pocket import BASE_DIR
 from data.records import load_heldout
 from data.rows import Record
+from data.splits import Split
 from losses import LOSSES
 from losses.base import masked_sum
-from losses.forward import Policy
-from runtime.harness import piqa_scores, piqa_task
-from runtime.heldout import evaluate
-from runtime.inputs import Rows
+from models.forward import Policy
+from runtime.sources.heldout import evaluate
+from runtime.sources.lm_harness import piqa_scores, piqa_task
 
 NAMES = ("base", "trained")
 
@@ -67,7 +67,7 @@ def accuracies_of_rows(accelerator, model, rows):
     """(accuracy, accuracy_norm) as the training loop evaluates them, of one row after the other."""
     policy, loss = Policy(model), LOSSES["sft"]
     found = [
-        evaluate(accelerator, policy, loss, loss.config(), Rows([row]), 4096) for row in rows.rows
+        evaluate(accelerator, policy, loss, loss.config(), Split([row]), 4096) for row in rows.rows
     ]
     return [[row["accuracy"], row["accuracy_norm"]] for row in found]
 

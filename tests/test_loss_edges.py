@@ -6,7 +6,6 @@ from types import SimpleNamespace
 import pytest
 import torch
 from compare import column, gradients, mask_of, random
-from models import flat_grad, make_model, make_rows, relative_error
 from rollouts import PositionCritic, make_policy
 from test_logprobs import TARGETS, head, logits_in, naive
 from tolerances import TIGHT, assert_close, loose
@@ -26,8 +25,9 @@ from losses import (
 )
 from losses import logprobs as logprobs_module
 from losses.base import accumulation_dtype, sum_and_count
-from losses.forward import ActorCritic, Policy, attention_mask, model_inputs
 from losses.logprobs import token_entropy
+from models import flat_grad, make_model, make_rows, relative_error
+from models.forward import ActorCritic, Policy, attention_mask, model_inputs
 
 THROUGH_A_MODEL = 100 * TIGHT  # as in test_trees.py
 
@@ -197,7 +197,7 @@ def test_a_head_need_not_have_a_bias():
 
 
 def test_no_entropy_is_computed_where_none_is_asked_for(monkeypatch):
-    monkeypatch.setattr("losses.forward.token_entropy", lambda *a, **o: pytest.fail("computed"))
+    monkeypatch.setattr("models.forward.token_entropy", lambda *a, **o: pytest.fail("computed"))
     model, batch = make_model("gpt_neox"), pack(make_rows(2))
     for fused in (True, False):
         policy = Policy(model, fused=fused)

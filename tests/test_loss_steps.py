@@ -13,7 +13,6 @@ from data.trees import Trajectory, pack
 from losses import LOSSES
 from losses.dpo import DPOConfig, expected_initial_metrics
 from losses.dpo import step as dpo_step
-from losses.forward import ActorCriticOutput
 from losses.orpo import ORPOConfig
 from losses.orpo import step as orpo_step
 from losses.ppo import PPOConfig
@@ -22,6 +21,7 @@ from losses.reward import RewardConfig
 from losses.reward import step as reward_step
 from losses.sft import SFTConfig
 from losses.sft import step as sft_step
+from models.forward import ActorCriticOutput
 
 # Three pairs: one won, one lost, one tied. Lengths 2 and 1, 1 and 3, 1 and 1.
 LOGPS = [[-1, -2], [-4], [-5], [-1, -1, -4], [-1], [-1]]

@@ -22,8 +22,8 @@ from tolerances import loose
 
 import train
 from data import errors
+from models.load import load_causal_lm
 from runtime.config import TrainConfig
-from runtime.models import load_causal_lm
 
 ROWS = pocket_rows()
 

@@ -11,11 +11,11 @@ from rollouts import make_rollouts
 from tolerances import loose
 
 from data.pocket import heldout_prompts
-from losses.forward import ActorCritic, Policy
 from losses.ppo import PPOConfig
+from models.forward import ActorCritic, Policy
+from models.load import load_causal_lm, load_critic, load_tokenizer
 from rollout import experience
 from rollout.experience import Prompt, evaluate_responses, respond
-from runtime.models import load_causal_lm, load_critic, load_tokenizer
 
 CONFIG = PPOConfig(max_new_tokens=24)
 

@@ -15,7 +15,7 @@ from losses import LOSSES
 from losses.ppo import PPOConfig
 from rollout.sample import stop_ids
 from runtime.config import TrainConfig
-from runtime.prompt_source import PromptSource
+from runtime.sources.prompts import PromptSource
 
 # option: (what else is set, its other value, what is the first thing to change)
 KNOBS = {

@@ -5,17 +5,17 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from models import flat_grad, make_rows, relative_error
 from rollouts import THROUGH_A_MODEL, PositionCritic, make_policy, near
 from tolerances import assert_close
 from torch import nn
 
 from data.encode import Row
 from data.trees import Trajectory, pack
-from losses.forward import ActorCriticOutput, Policy
 from losses.ppo import LOSS, PPOConfig, step
-from runtime.models import make_optimizer
-from runtime.prompt_source import ratio_variance
+from models import flat_grad, make_rows, relative_error
+from models.forward import ActorCriticOutput, Policy
+from runtime.optimizer import make_optimizer
+from runtime.sources.prompts import ratio_variance
 
 
 def told(ratios, lengths, *, config=None, values=None, entropies=None):

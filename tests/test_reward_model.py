@@ -6,7 +6,6 @@ import math
 import pytest
 import torch
 from accelerate import Accelerator
-from models import FAMILIES, float64_throughout, make_head, make_rows, relative_error
 from runs import run
 from tolerances import TIGHT, loose
 from transformers import pipeline
@@ -14,14 +13,15 @@ from transformers import pipeline
 from data.encode import encode_records
 from data.pocket import heldout_rows
 from data.records import Record
+from data.splits import Split
 from data.trees import pack
 from losses import LOSSES
-from losses.forward import Scorer
 from losses.reward import RewardConfig, step
-from runtime.heldout import evaluate
-from runtime.inputs import Rows
-from runtime.layout import choose_layout
-from runtime.models import HEAD, load_scorer, load_tokenizer
+from models import FAMILIES, float64_throughout, make_head, make_rows, relative_error
+from models.forward import Scorer
+from models.layout import choose_layout
+from models.load import HEAD, load_scorer, load_tokenizer
+from runtime.sources.heldout import evaluate
 
 LOSS = LOSSES["reward"]
 WITH_SCORES = [family for family in FAMILIES if not family.startswith("phi, ")]
@@ -96,7 +96,7 @@ def test_the_saved_model_gives_the_training_scores_again(trained):
     tokenizer = load_tokenizer(final)
     rows = heldout_rows()
     records = [Record(r["prompt"], r["chosen"], r["rejected"]) for r in rows]
-    data = Rows(encode_records(records, tokenizer).rows, packing={"include_last_token": True})
+    data = Split(encode_records(records, tokenizer).rows, packing={"include_last_token": True})
     model = load_scorer(final, tokenizer, dtype="float32")
     scorer, config = Scorer(model), LOSS.config()
     after = evaluate(Accelerator(cpu=True), scorer, LOSS, config, data, 4096)

@@ -8,7 +8,6 @@ from statistics import fmean, pvariance
 import pytest
 import small_tokenizers
 import torch
-from models import make_head
 from rollouts import (
     RATIO,
     SMALL,
@@ -27,8 +26,9 @@ from tolerances import TIGHT, loose
 
 from data.encode import Row
 from data.errors import InputError
-from losses.forward import value_head
 from losses.ppo import PPOConfig
+from models import make_head
+from models.forward import value_head
 from rollout import experience
 from rollout.experience import RolloutState, rollout, shape_scores, token_rewards, update_moments
 from rollout.sample import Sampled, stop_ids

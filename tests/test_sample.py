@@ -5,7 +5,6 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from models import FAMILIES, VOCABULARY, float64_throughout, make_model, make_rows, relative_error
 from tolerances import TIGHT
 from torch import nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig
@@ -13,7 +12,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig
 from data.encode import Row
 from data.pocket import BASE_DIR, heldout_prompts
 from data.trees import pack
-from losses.forward import Policy
+from models import FAMILIES, VOCABULARY, float64_throughout, make_model, make_rows, relative_error
+from models.forward import Policy
 from rollout.sample import Sampled, Sampling, draw, sample
 
 THROUGH_A_MODEL = 100 * TIGHT  # 1e-10, as in test_trees.py

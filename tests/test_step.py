@@ -6,15 +6,15 @@ from dataclasses import replace
 import pytest
 import torch
 from accelerate import Accelerator
-from models import flat_grad, make_head, make_model, make_rows, relative_error
 from ranks import run_on_two_ranks
 from tolerances import LOOSE, TIGHT, loose
 
+from data.splits import Split
 from data.trees import Trajectory
 from losses import LOSSES
-from losses.forward import ActorCritic, Policy, Scorer
-from runtime.heldout import evaluate
-from runtime.inputs import Rows
+from models import flat_grad, make_head, make_model, make_rows, relative_error
+from models.forward import ActorCritic, Policy, Scorer
+from runtime.sources.heldout import evaluate
 from train import optimizer_step
 
 SPLITS = {
@@ -45,7 +45,7 @@ def data_for(loss, layout="tree"):
     rows = make_rows(8, responses=loss.responses_per_row, seed=11)
     reference = torch.linspace(-30, -10, 8 * loss.responses_per_row, dtype=torch.float64)
     reference = reference.view(8, -1) if loss.needs_reference else None
-    return Rows(rows, layout, reference, loss.packing(loss.config()))
+    return Split(rows, layout, reference, loss.packing(loss.config()))
 
 
 def batch_for(loss, data, members, dtype=torch.float64):
@@ -119,7 +119,7 @@ def test_evaluation_does_not_depend_on_how_it_is_cut(name):
     loss, accelerator = LOSSES[name], Accelerator(cpu=True)
     rows = make_rows(8, responses=2, seed=11)
     reference = torch.zeros(8, 2, dtype=torch.float64) if loss.needs_reference else None
-    data = Rows(rows, "tree", reference, loss.packing(loss.config()))
+    data = Split(rows, "tree", reference, loss.packing(loss.config()))
     policy = module_for(loss)
     whole, alone = (
         evaluate(accelerator, policy, loss, loss.config(), data, budget) for budget in (10**6, 1)

@@ -2,15 +2,6 @@
 
 import pytest
 import torch
-from models import (
-    FAMILIES,
-    flat_grad,
-    float64_throughout,
-    make_head,
-    make_model,
-    make_rows,
-    relative_error,
-)
 from tolerances import TIGHT, loose
 from transformers.models.auto.modeling_auto import (
     MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING_NAMES as TOKEN_CLASSIFIERS,
@@ -20,9 +11,18 @@ from data.encode import Row
 from data.errors import InputError
 from data.trees import ROW_TOKENS, pack, shared_length, tree_mask, tree_tokens
 from losses.base import masked_sum
-from losses.forward import Policy
 from losses.logprobs import token_logprobs
-from runtime.layout import choose_layout, common_layout
+from models import (
+    FAMILIES,
+    flat_grad,
+    float64_throughout,
+    make_head,
+    make_model,
+    make_rows,
+    relative_error,
+)
+from models.forward import Policy
+from models.layout import choose_layout, common_layout
 
 # A forward and backward through three layers is some hundred roundings of what TIGHT allows one.
 THROUGH_A_MODEL = 100 * TIGHT  # 1e-10
@@ -115,7 +115,7 @@ def test_critics_of_every_family_are_given_trees(family):
 def test_a_critic_whose_values_are_others_in_a_tree_is_noticed(monkeypatch):
     """By its values alone: the policy, which has no window, still takes trees."""
     right = tree_mask
-    monkeypatch.setattr("losses.forward.tree_mask", lambda *a, window=None: right(*a))
+    monkeypatch.setattr("models.forward.tree_mask", lambda *a, window=None: right(*a))
     critic = make_head("token", "mistral with a window", torch.float32)
     models = [("--model", make_model(dtype=torch.float32), "logps"), ("it", critic, "value")]
     layout, _, line = common_layout(models, "auto")
@@ -138,7 +138,7 @@ def test_logits_that_are_scaled_after_the_head_go_through_the_models_own(family,
 def test_a_window_left_out_of_the_mask_is_noticed(monkeypatch):
     model = make_model("mistral with a window", torch.float32)
     right = tree_mask
-    monkeypatch.setattr("losses.forward.tree_mask", lambda *a, window=None: right(*a))
+    monkeypatch.setattr("models.forward.tree_mask", lambda *a, window=None: right(*a))
     assert choose_layout(model, "auto")[0] == "rectangle"
 
 

@@ -2,7 +2,6 @@
 
     python -m benchmarks.conformance --implementation ours
     python -m benchmarks.conformance --implementation path/to/mine.py --output mine.json
-    python -m benchmarks.conformance --story D2     # or --stories, --catalogue: CATALOGUE.md
 
 Exit status: 0 all that was judged passed, 1 something differed, 2 there is nothing to run or judge.
 """
@@ -16,8 +15,6 @@ import json
 import sys
 from pathlib import Path
 from typing import Any
-
-from benchmarks.conformance.catalogue import cli
 
 IMPLEMENTATIONS = Path(__file__).parent / "implementations"
 FUNCTIONS = (
@@ -68,8 +65,6 @@ def implementation(name: str) -> tuple[str, Any]:
 
 def main(arguments: list[str] | None = None) -> int:
     arguments = sys.argv[1:] if arguments is None else arguments
-    if cli.asked(arguments):
-        return cli.main(arguments)
     parser = argparse.ArgumentParser(prog="python -m benchmarks.conformance", description=__doc__)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument(

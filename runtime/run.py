@@ -1,0 +1,71 @@
+"""How a run begins and ends: every error that a user can mend is one line and an exit code."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+from accelerate import Accelerator
+from safetensors import SafetensorError
+
+from data.errors import INTERRUPTED, IO_ERROR, NOT_FINITE, USAGE, InputError
+from data.pocket import DEFAULTS
+from losses import LOSSES
+from runtime.config import Args, Run, resolve
+from runtime.directory import RunDirectory
+from runtime.launch import check_launch, make_accelerator
+
+
+def launch(train: Callable[[Run, Accelerator, RunDirectory], None], args: Args) -> int:
+    """Call `train` with everything resolved and the directory taken; the exit code."""
+    directory = None
+    try:
+        loss = LOSSES[args.train.loss]
+        run = resolve(args, loss.config, loss.learning_rate, DEFAULTS)
+        check_flags(run)
+        accelerator = make_accelerator(run.train)
+        check_launch(accelerator)
+        directory = RunDirectory(
+            Path(run.output_dir),
+            overwrite=run.train.overwrite or run.train.dry_run,
+            writes=accelerator.is_main_process and not run.train.dry_run,
+        )
+        train(run, accelerator, directory)
+    except InputError as error:
+        return give_up(directory, str(error), error.exit_code)
+    except FloatingPointError as error:  # of the sampler
+        return give_up(directory, str(error), NOT_FINITE)
+    except KeyboardInterrupt:
+        return give_up(directory, "interrupted", INTERRUPTED)
+    except (OSError, SafetensorError) as error:  # a full disk, most of the time
+        return give_up(directory, f"reading or writing failed: {error}", IO_ERROR)
+    except Exception as error:  # ours to mend: the traceback says more than a line could
+        if directory:
+            directory.fail(f"{type(error).__name__}: {error}", 1)
+        raise
+    directory.close()
+    return 0
+
+
+def check_flags(run: Run) -> None:
+    """Raise InputError for shared flags that the loss does not read."""
+    name = run.train.loss
+    loss = LOSSES[name]
+    rollouts = "rollouts" in loss.needs(run.loss)
+    if rollouts and "overlong" in run.origin:
+        why = "responses end at --max_new_tokens, and prompts are never cut"
+        raise InputError(f"--overlong has no effect with --loss {name}: {why}", USAGE)
+    if run.train.lm_eval and (rollouts or loss.task != "causal_lm"):
+        why = "it scores held-out responses by their log-probs"
+        raise InputError(f"--lm_eval does not go with --loss {name}: {why}", USAGE)
+
+
+def give_up(directory: RunDirectory | None, reason: str, exit_code: int) -> int:
+    """Record why the run ends, and say it in one line, once."""
+    if directory:
+        directory.fail(reason, exit_code)
+    if os.environ.get("RANK", "0") == "0":
+        print(f"train.py: {reason}", file=sys.stderr)
+    return exit_code

@@ -1,0 +1,105 @@
+"""Log-probs of the reference model, computed once before the first update; it is never resident.
+
+At step 0 the policy is the reference, so the policy's own forward gives them. They are kept in the
+run directory, keyed by everything they depend on, so that a run started again need not repeat them.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from data.splits import Split
+from losses.base import accumulation_dtype, masked_sum
+from models.inference import forward_pass
+from models.layout import choose_layout
+from models.load import check_vocabulary, load_causal_lm
+from runtime.config import TrainConfig
+
+COLUMN = "ref_seq_logps"
+
+
+def with_reference(
+    accelerator: Accelerator,
+    policy: nn.Module,
+    config: TrainConfig,
+    ref_model: str | None,
+    splits: Sequence[Split],
+    path: Path,
+) -> list[Split]:
+    """The splits with the column `ref_seq_logps`: computed, or read from `path` where it is kept.
+
+    Without `ref_model` the reference is the policy as it is now, so this comes before any update.
+    Another reference is loaded, run once over the rows, and freed.
+    """
+    model, asked = accelerator.unwrap_model(policy).model, splits
+    if ref_model is not None:
+        model = load_causal_lm(ref_model, dtype=config.dtype, flag="--ref_model")
+        model.to(accelerator.device)
+        token_ids = {token for split in splits for token in split.token_ids}
+        check_vocabulary(model, token_ids, f"--ref_model {ref_model}")
+        layout, module, _ = choose_layout(model, config.layout)
+        policy = accelerator.prepare_model(module, evaluation_mode=True)
+        asked = [replace(split, layout=layout) for split in splits]
+
+    key = cache_key(model, asked, COLUMN, config.mixed_precision, config.max_tokens)
+    kept = read_cache(path, key)
+    if kept is None:
+        kept = {
+            str(i): reference_logps(accelerator, policy, split, config.max_tokens)
+            for i, split in enumerate(asked)
+        }
+        if accelerator.is_main_process:
+            save_file(kept, path, metadata={"key": key})
+    return [split.with_columns({COLUMN: kept[str(i)]}) for i, split in enumerate(splits)]
+
+
+def reference_logps(
+    accelerator: Accelerator, policy: nn.Module, data: Split, max_tokens: int
+) -> Tensor:
+    """(S,) log-probability of each response, summed over its tokens, on the CPU."""
+    rank, ranks = accelerator.process_index, accelerator.num_processes
+    device, k = accelerator.device, len(data.rows[0].responses)
+    sums = torch.zeros((len(data.rows), k), dtype=accumulation_dtype(device), device=device)
+    for members, batch, logps in forward_pass(
+        policy, data, max_tokens=max_tokens, device=device, rank=rank, ranks=ranks
+    ):
+        if not batch.dummy:
+            seq_logps = masked_sum(logps, batch.mask)
+            sums[members] = seq_logps.to(sums.dtype).view(len(members), k)
+    # every row was computed on one rank and is 0 on the others
+    reduced: Tensor = accelerator.reduce(sums, "sum")
+    return reduced.flatten().cpu()
+
+
+def cache_key(model: nn.Module, splits: Sequence[Split], *settings: object) -> str:
+    """A hash of weights, token ids (so of tokenizer, template and data), layout and settings."""
+    digest = hashlib.sha256(repr(settings).encode())
+    for name, tensor in model.state_dict().items():
+        digest.update(name.encode())
+        raw = tensor.detach().cpu().contiguous().flatten().view(torch.uint8)
+        digest.update(raw.numpy().data)
+    for split in splits:
+        digest.update(split.layout.encode())
+        for row in split.rows:
+            digest.update(repr((row.prompt, row.responses)).encode())
+    return digest.hexdigest()
+
+
+def read_cache(path: Path, key: str) -> dict[str, Tensor] | None:
+    """The tensors kept under `key`, or None."""
+    try:
+        with safe_open(path, framework="pt") as kept:
+            if (kept.metadata() or {}).get("key") == key:
+                return {name: kept.get_tensor(name) for name in kept.keys()}
+    except (OSError, SafetensorError):
+        pass
+    return None
