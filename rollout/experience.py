@@ -238,7 +238,7 @@ def rollout(
         "advantages": advantages,
         "returns": returns,
         "ref_logps": ref_logps,
-        "policy_weight": torch.full_like(logps[:, 0], 0.0 if critic_only else 1.0),
+        "policy_weight": logps.new_full((len(logps),), 0.0 if critic_only else 1.0),
     }
     return Experience(Split(responses.rows, rollouts.layout, rollouts.packing, columns), metrics)
 

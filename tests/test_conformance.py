@@ -10,7 +10,6 @@ import torch
 from mpmath import mp, mpf
 
 from benchmarks.conformance.cases import all_cases
-from benchmarks.conformance.catalogue.bugs import BUGS
 from benchmarks.conformance.formulas import arithmetic, units
 from benchmarks.conformance.generate import VECTORS, main, text, vector, vectors
 from benchmarks.conformance.implementations import ours
@@ -95,10 +94,6 @@ def test_most_cases_hold_in_every_dtype():
 def test_few_cases_are_asked_for_their_value_alone():
     alone = {case.id for case in SHORT if not case.gradients}
     assert alone == {"orpo/p-is-1", "value/on-the-edge"}
-
-
-def test_cited_bugs_are_in_the_catalogue():
-    assert {cite for case in SHORT for cite in case.cites} <= BUGS.keys()
 
 
 @pytest.mark.parametrize("family", families())

@@ -27,7 +27,7 @@ from data.splits import Split
 from losses import LOSSES
 from losses.base import masked_sum
 from models.forward import Policy
-from runtime.sources.heldout import evaluate
+from runtime.sources.heldout import evaluate_rows
 from runtime.sources.lm_harness import piqa_scores, piqa_task
 
 NAMES = ("base", "trained")
@@ -67,7 +67,8 @@ def accuracies_of_rows(accelerator, model, rows):
     """(accuracy, accuracy_norm) as the training loop evaluates them, of one row after the other."""
     policy, loss = Policy(model), LOSSES["sft"]
     found = [
-        evaluate(accelerator, policy, loss, loss.config(), Split([row]), 4096) for row in rows.rows
+        evaluate_rows(accelerator, policy, loss, loss.config(), Split([row]), 4096)
+        for row in rows.rows
     ]
     return [[row["accuracy"], row["accuracy_norm"]] for row in found]
 

@@ -8,6 +8,7 @@ import torch
 from compare import column, gradients, mask_of, random
 from rollouts import PositionCritic, make_policy
 from test_logprobs import TARGETS, head, logits_in, naive
+from tiny_models import flat_grad, make_model, make_rows, relative_error
 from tolerances import TIGHT, assert_close, loose
 from torch import nn
 
@@ -26,7 +27,6 @@ from losses import (
 from losses import logprobs as logprobs_module
 from losses.base import accumulation_dtype, sum_and_count
 from losses.logprobs import token_entropy
-from models import flat_grad, make_model, make_rows, relative_error
 from models.forward import ActorCritic, Policy, attention_mask, model_inputs
 
 THROUGH_A_MODEL = 100 * TIGHT  # as in test_trees.py
@@ -251,14 +251,16 @@ def test_values_are_of_the_states_before_every_token_and_after_the_last(leaves, 
     """The critic tells positions. Entropies cost a pass of their own: only where asked for."""
     rows = [Row(0, [3, 4, 5], [[6, 7]], [True], [1]), Row(1, [3], [[4]], [True], [1])]
     critic, policy = PositionCritic(make_policy()), Policy(make_policy())
-    found = ActorCritic(policy, critic, temperature=0.7)(pack(rows, leaves=leaves))
-    assert found.values.tolist() == [[2, 3], [0, 0]] and found.after.tolist() == after
+    found = ActorCritic(policy, critic, temperature=0.7)(pack(rows, include_last_token=leaves))
+    assert found.values.tolist() == [[2, 3], [0, 0]] and found.last_values.tolist() == after
     assert not found.entropies.any()
-    asked = ActorCritic(policy, critic, temperature=0.7, entropy=True)(pack(rows, leaves=leaves))
+    asked = ActorCritic(policy, critic, temperature=0.7, entropy=True)(
+        pack(rows, include_last_token=leaves)
+    )
     assert asked.entropies.bool().tolist() == [[True, True], [True, False]]
     assert torch.equal(asked.logps, found.logps)
 
 
 def test_responses_of_one_token_have_a_state_after_them_too():
     module = ActorCritic(Policy(make_policy()), PositionCritic(make_policy()), temperature=1.0)
-    assert module(pack([Row(0, [3, 4], [[5]], [True], [1])])).after.tolist() == [0]
+    assert module(pack([Row(0, [3, 4], [[5]], [True], [1])])).last_values.tolist() == [0]

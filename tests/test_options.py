@@ -81,8 +81,8 @@ def test_a_dry_run_leaves_an_earlier_run_alone(plain, data):
 
 
 def rates(steps, **options):
-    config = TrainConfig(loss="sft", learning_rate=2.0, **options)
-    return [train.learning_rate(step, steps, config) for step in range(1, steps + 1)]
+    config = TrainConfig(loss="sft", **options)
+    return [train.learning_rate(step, steps, 2.0, config) for step in range(1, steps + 1)]
 
 
 @pytest.mark.parametrize("schedule", ["constant", "linear", "cosine"])

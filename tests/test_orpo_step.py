@@ -6,6 +6,7 @@ import pytest
 import small_tokenizers as small
 import torch
 from accelerate import Accelerator
+from tiny_models import flat_grad, make_model, make_rows, relative_error
 from tolerances import TIGHT
 
 from data.encode import Row, encode_records
@@ -14,7 +15,6 @@ from data.splits import Split
 from data.trees import pack
 from losses import LOSSES
 from losses.orpo import ORPOConfig, step
-from models import flat_grad, make_model, make_rows, relative_error
 from models.forward import Policy
 from train import optimizer_step
 

@@ -5,10 +5,10 @@ import json
 import pytest
 import torch
 from datafiles import USER, lines, write
-from models import make_head
 from ppo_runs import QUICK, few_samples, starter
 from runs import BASE, copy_base, metrics, no_model, random_llama, read, run
 from small_tokenizers import chatml
+from tiny_models import make_head
 from transformers import AutoModelForCausalLM
 
 from data import errors

@@ -6,13 +6,13 @@ from types import SimpleNamespace
 import pytest
 import torch
 from rollouts import THROUGH_A_MODEL, PositionCritic, make_policy, near
+from tiny_models import flat_grad, make_rows, relative_error
 from tolerances import assert_close
 from torch import nn
 
 from data.encode import Row
-from data.trees import Trajectory, pack
+from data.trees import pack
 from losses.ppo import LOSS, PPOConfig, step
-from models import flat_grad, make_rows, relative_error
 from models.forward import ActorCriticOutput, Policy
 from runtime.optimizer import make_optimizer
 from runtime.sources.prompts import ratio_variance
@@ -32,7 +32,8 @@ def told(ratios, lengths, *, config=None, values=None, entropies=None):
 
     old = torch.where(batch.mask, -1.0, torch.nan).double()
     ones = table([[1.0] * n for n in lengths])
-    trajectory = Trajectory(old, 0 * ones, ones, ones, old)
+    columns = dict(old_logps=old, old_values=0 * ones, advantages=ones, returns=ones, ref_logps=old)
+    columns["policy_weight"] = torch.ones(len(lengths))
     logps = (old + table(ratios).log()).requires_grad_()
     outputs = ActorCriticOutput(
         torch.where(batch.mask, logps, 0.0),
@@ -40,7 +41,7 @@ def told(ratios, lengths, *, config=None, values=None, entropies=None):
         torch.zeros(len(lengths)),
         table(entropies, 0.0) if entropies else torch.zeros(batch.mask.shape),
     )
-    output = step(outputs, replace(batch, trajectory=trajectory), config or PPOConfig())
+    output = step(outputs, batch.with_columns(columns), config or PPOConfig())
     for total, count in output.metrics.values():  # H11: no graph is kept alive by a number
         assert not total.requires_grad and not count.requires_grad
     return {name: (total / count).item() for name, (total, count) in output.metrics.items()}

@@ -8,7 +8,8 @@ from rollouts import SMALL, make_rollouts, prompts_of
 
 from losses.advantages import masked_whiten
 from rollout import experience
-from rollout.experience import RolloutState, rollout
+from rollout.experience import rollout
+from rollout.state import RolloutState
 
 
 class OneOfTwo:
@@ -53,7 +54,7 @@ def test_what_is_sampled_for_a_prompt_follows_from_its_number():
     """E11: a rank that holds every other prompt samples for those what one process would."""
     made, prompts = make_rollouts(SMALL), prompts_of(16)
     whole = experience.respond(made, prompts, range(16), 3)
-    rows, _ = rollout(made, prompts[1::2], range(1, 16, 2), 3, RolloutState(0.0))
+    rows = rollout(made, prompts[1::2], range(1, 16, 2), 3, RolloutState(0.0)).split.rows
     assert [row.responses for row in rows] == [row.responses for row in whole.rows[1::2]]
     assert whole.prompts == [prompt.text for prompt in prompts]
     words = [made.tokenizer.decode(row.responses[0]).split() for row in whole.rows]

@@ -5,6 +5,14 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from tiny_models import (
+    FAMILIES,
+    VOCABULARY,
+    float64_throughout,
+    make_model,
+    make_rows,
+    relative_error,
+)
 from tolerances import TIGHT
 from torch import nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig
@@ -12,7 +20,6 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig
 from data.encode import Row
 from data.pocket import BASE_DIR, heldout_prompts
 from data.trees import pack
-from models import FAMILIES, VOCABULARY, float64_throughout, make_model, make_rows, relative_error
 from models.forward import Policy
 from rollout.sample import Sampled, Sampling, draw, sample
 
@@ -250,7 +257,7 @@ def test_a_row_does_not_depend_on_its_company(family):
         together = sample(model, PROMPTS, TWELVE, seeded())
         cut = sample(model, PROMPTS, TWELVE, seeded(), max_tokens=45)
         alone = [
-            sample(model, [prompt], TWELVE, seeded(), rows=[i])[0]
+            sample(model, [prompt], TWELVE, seeded(), prompt_index=[i])[0]
             for i, prompt in enumerate(PROMPTS)
         ]
     assert len({len(prompt) for prompt in PROMPTS}) > 3
@@ -263,7 +270,7 @@ def test_ranks_draw_what_one_process_would():
         model = make_model()
         whole = sample(model, PROMPTS, TWELVE, seeded())
         shares = [
-            sample(model, PROMPTS[r::2], TWELVE, seeded(), rows=range(r, len(PROMPTS), 2))
+            sample(model, PROMPTS[r::2], TWELVE, seeded(), prompt_index=range(r, len(PROMPTS), 2))
             for r in (0, 1)
         ]
     assert_same_samples(shares[0], whole[0::2])
@@ -276,7 +283,7 @@ def test_pad_and_end_ids_inside_prompts_are_tokens_like_others():
         prompts = [[2, 0, 7], [0], [2], [9, 2, 2, 2], [0, 0, 5, 6, 7, 0]]
         together = sample(model, prompts, Sampling(6, (2,), top_k=30), seeded())
         alone = [
-            sample(model, [prompt], Sampling(6, (2,), top_k=30), seeded(), rows=[i])[0]
+            sample(model, [prompt], Sampling(6, (2,), top_k=30), seeded(), prompt_index=[i])[0]
             for i, prompt in enumerate(prompts)
         ]
         assert_same_samples(alone, together)
@@ -395,4 +402,4 @@ def test_prompts_without_tokens_and_numbers_that_do_not_fit_are_refused():
     with pytest.raises(ValueError, match="prompt 1 has no token"):
         sample(Counting(), [[3], []], TWELVE, seeded())
     with pytest.raises(ValueError, match="1 row numbers for 2 prompts"):
-        sample(Counting(), [[3], [4]], TWELVE, seeded(), rows=[0])
+        sample(Counting(), [[3], [4]], TWELVE, seeded(), prompt_index=[0])

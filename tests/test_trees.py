@@ -2,6 +2,15 @@
 
 import pytest
 import torch
+from tiny_models import (
+    FAMILIES,
+    flat_grad,
+    float64_throughout,
+    make_head,
+    make_model,
+    make_rows,
+    relative_error,
+)
 from tolerances import TIGHT, loose
 from transformers.models.auto.modeling_auto import (
     MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING_NAMES as TOKEN_CLASSIFIERS,
@@ -12,15 +21,6 @@ from data.errors import InputError
 from data.trees import ROW_TOKENS, pack, shared_length, tree_mask, tree_tokens
 from losses.base import masked_sum
 from losses.logprobs import token_logprobs
-from models import (
-    FAMILIES,
-    flat_grad,
-    float64_throughout,
-    make_head,
-    make_model,
-    make_rows,
-    relative_error,
-)
 from models.forward import Policy
 from models.layout import choose_layout, common_layout
 
@@ -79,11 +79,11 @@ REFUSES = dict(family="bloom", dtype=torch.float32, n_layer=2, n_head=4)
 @pytest.mark.parametrize(
     "others, who",
     [
-        ([("the critic", make_head("token", **REFUSES), "value")], "the critic"),
+        ([("the critic", make_head("token", **REFUSES), "token_cls")], "the critic"),
         (
             [
-                ("the critic", make_head("token", "gpt_neox", torch.float32), "value"),
-                ("the reference", make_model(**REFUSES), "logps"),
+                ("the critic", make_head("token", "gpt_neox", torch.float32), "token_cls"),
+                ("the reference", make_model(**REFUSES), "causal_lm"),
             ],
             "the reference",
         ),
@@ -92,7 +92,7 @@ REFUSES = dict(family="bloom", dtype=torch.float32, n_layer=2, n_head=4)
 )
 def test_models_given_the_same_batches_take_trees_only_if_all_can(others, who):
     """Values and log-probs of the layout chosen are those of each sequence by itself."""
-    models = [("--model", make_model(dtype=torch.float32), "logps"), *others]
+    models = [("--model", make_model(dtype=torch.float32), "causal_lm"), *others]
     layout, modules, line = common_layout(models, "auto")
     assert layout == "rectangle" and len(modules) == len(models)
     assert "no token trees (ValueError" in line and line.endswith(f", because of {who}")
@@ -109,7 +109,7 @@ def test_models_given_the_same_batches_take_trees_only_if_all_can(others, who):
 @pytest.mark.parametrize("family", WITH_VALUES)
 def test_critics_of_every_family_are_given_trees(family):
     critic = make_head("token", family, torch.float32)
-    assert choose_layout(critic, "auto", "value")[::2] == ("tree", "token trees")
+    assert choose_layout(critic, "auto", "token_cls")[::2] == ("tree", "token trees")
 
 
 def test_a_critic_whose_values_are_others_in_a_tree_is_noticed(monkeypatch):
@@ -117,9 +117,12 @@ def test_a_critic_whose_values_are_others_in_a_tree_is_noticed(monkeypatch):
     right = tree_mask
     monkeypatch.setattr("models.forward.tree_mask", lambda *a, window=None: right(*a))
     critic = make_head("token", "mistral with a window", torch.float32)
-    models = [("--model", make_model(dtype=torch.float32), "logps"), ("it", critic, "value")]
+    models = [
+        ("--model", make_model(dtype=torch.float32), "causal_lm"),
+        ("it", critic, "token_cls"),
+    ]
     layout, _, line = common_layout(models, "auto")
-    assert layout == "rectangle" and "no token trees (value differ by" in line
+    assert layout == "rectangle" and "no token trees (values differ by" in line
 
 
 @pytest.mark.parametrize(
