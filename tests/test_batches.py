@@ -123,6 +123,8 @@ def test_a_split_step_has_every_row_once_and_no_micro_batch_over_its_tokens(
     # the other rank's need decides: the first could do with one
     ([6, 2, 2, 2], 2, 6, [[[0]], [[1, 2, 3]]]),
     ([7, 2, 2, 2], 2, 5, [[[0], []], [[1, 3], [2]]]),
+    # a row longer than max_tokens takes one place, not as many as its tokens would fill
+    ([9, 1, 1], 1, 4, [[[0], [1, 2]]]),
     # 9 tokens fit into 2 x 5 by number but not by row
     ([3, 3, 3], 1, 5, [[[0], [1], [2]]]),
     # 4, 4, 3, 3, 3 -> 4, 3, 3 | 4, 3: the first is over 9, though 17 <= 2 x 9
