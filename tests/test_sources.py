@@ -107,18 +107,30 @@ def test_eval_rows_takes_the_first_of_a_given_part(tmp_path):
     write(tmp_path, {"train.jsonl": lines(PAIR), "valid.jsonl": lines(*rows)})
     _, heldout, told = load_data(str(tmp_path), pairs=True, eval_rows=2)
     assert [row.prompt for row in heldout] == ["0", "1"] and "held out: the first 2 rows of" in told
+    _, heldout, told = load_data(str(tmp_path), pairs=True, eval_rows=5)
+    assert len(heldout) == 5 and "held out: 5 rows of" in told  # they are all there are
+    assert len(load_data(str(tmp_path), pairs=True, eval_rows=1)[1]) == 1
 
 
 def test_a_single_file_is_split_once_by_seed_and_says_so(tmp_path):
     rows = [PAIR | {"prompt": str(i)} for i in range(40)]
     path = str(write(tmp_path, {"a.jsonl": lines(*rows)}) / "a.jsonl")
     train, heldout, told = load_data(path, pairs=True)
-    assert len(heldout) == 4 and "held out: 4 random rows of the same, seed 0" in told
+    assert len(heldout) == 4
+    assert told == f"train: 36 rows of {path}; held out: 4 random rows of the same, seed 0"
     assert {row.prompt for row in train + heldout} == {str(i) for i in range(40)}
     assert len(train) == 36
     assert load_data(path, pairs=True)[:2] == (train, heldout)
     assert load_data(path, pairs=True, seed=1)[1] != heldout
     assert len(load_data(path, pairs=True, eval_rows=2)[1]) == 2
+
+
+def test_no_more_than_500_rows_of_a_single_file_are_held_out_unless_asked(tmp_path):
+    write(tmp_path, {"a.jsonl": lines(*(PAIR | {"prompt": str(i)} for i in range(6000)))})
+    train, heldout, told = load_data(str(tmp_path / "a.jsonl"), pairs=True)
+    assert (len(train), len(heldout)) == (5500, 500)
+    assert told.startswith("train: 5,500 rows of ") and "held out: 500 random rows" in told
+    assert len(load_data(str(tmp_path / "a.jsonl"), pairs=True, eval_rows=550)[1]) == 550
 
 
 @pytest.mark.parametrize("count, want", [(2, 1), (19, 1), (20, 2), (6000, 500)])
