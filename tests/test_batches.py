@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data import batches
-from data.batches import cover, split, step_rows, total_steps
+from data.batches import inference_batches, micro_batches, step_rows, total_steps
 
 counts = st.integers(1, 40)
 many_lengths = st.lists(st.integers(1, 20), max_size=24)
@@ -95,7 +95,7 @@ def test_a_permutation_is_drawn_once_and_not_kept_for_ever(monkeypatch):
 def test_a_split_step_has_every_row_once_and_no_micro_batch_over_its_tokens(
     lengths, ranks, max_tokens
 ):
-    shares = split(lengths, ranks, max_tokens)
+    shares = micro_batches(lengths, ranks, max_tokens)
     assert len(shares) == ranks
     assert len({len(share) for share in shares}) == 1  # collectives must match
     assert Counter(i for share in shares for b in share for i in b) == Counter(range(len(lengths)))
@@ -131,7 +131,7 @@ def test_a_split_step_has_every_row_once_and_no_micro_batch_over_its_tokens(
     ([3, 4, 3, 4, 3], 1, 9, [[[1, 4], [3], [0, 2]]]),
 ])  # fmt: skip
 def test_a_step_split_by_hand(lengths, ranks, max_tokens, expected):
-    assert split(lengths, ranks, max_tokens) == expected
+    assert micro_batches(lengths, ranks, max_tokens) == expected
 
 
 # ---------------------------------------------------------------- a pass over all rows
@@ -140,7 +140,7 @@ def test_a_step_split_by_hand(lengths, ranks, max_tokens, expected):
 @settings(max_examples=150, deadline=None)
 @given(lengths=many_lengths, ranks=st.integers(1, 4), max_tokens=st.integers(1, 60))
 def test_a_pass_has_every_row_once_and_rows_of_like_length_together(lengths, ranks, max_tokens):
-    shares = cover(lengths, ranks, max_tokens)
+    shares = inference_batches(lengths, ranks, max_tokens)
     assert len(shares) == ranks and len({len(share) for share in shares}) == 1
     # dealt out in turn: the first micro-batch to the first rank, the second to the second
     dealt = [share[turn] for turn in range(len(shares[0])) for share in shares]
@@ -162,4 +162,4 @@ def test_a_pass_has_every_row_once_and_rows_of_like_length_together(lengths, ran
     ([9, 9, 1], 1, 4, [[[2], [0], [1]]]),
 ])  # fmt: skip
 def test_a_pass_by_hand(lengths, ranks, max_tokens, expected):
-    assert cover(lengths, ranks, max_tokens) == expected
+    assert inference_batches(lengths, ranks, max_tokens) == expected
