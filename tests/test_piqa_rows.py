@@ -1,7 +1,7 @@
 """Records as rows of PIQA, which lm-eval's task scores: there and back, and what is refused."""
 
 import pytest
-from lm_evals import DOCS, write_docs
+from datafiles import PIQA, lines, write
 
 from data import pocket
 from data.errors import InputError
@@ -15,9 +15,17 @@ SPACED = "not a string that begins with a space"
 
 
 def test_rows_of_piqa_come_back_as_they_were(tmp_path):
-    records, source = load_heldout(str(write_docs(tmp_path)))
-    assert piqa_rows(records) == DOCS
-    assert source == str(tmp_path / "valid.jsonl")
+    """Odd spaces and all."""
+    odd = {
+        "goal": "tie a parcel \n",
+        "sol1": " use a rope ",
+        "sol2": 'use {{a}} "rope"',
+        "label": 1,
+    }
+    write(tmp_path, {"train.jsonl": lines(PIQA), "valid.jsonl": lines(PIQA, odd, PIQA)})
+    records, source = load_heldout(str(tmp_path))
+    assert piqa_rows(records) == [PIQA, odd, PIQA]
+    assert source == f"{tmp_path}/valid.jsonl (1 duplicate row)"
 
 
 def test_pocket_rows_are_worded_as_lm_eval_words_piqa():
