@@ -73,6 +73,9 @@ def test_a_response_that_begins_another_has_no_branch_of_its_own():
         "last": [2, 3],
     }
     assert pack([PREFIX]).input_ids.tolist() == [[5, 6, 7]]
+    swapped = Row(0, [5], [[6, 7, 8], [6, 7]], [T, F], [3, 2])
+    batch = pack([swapped], include_last_token=True)
+    assert values(batch, "branch", "last") == {"branch": [[0, 0, 0, 1]], "last": [3, 2]}
 
 
 def test_with_prompts_their_tokens_come_first_all_but_the_first():
@@ -228,6 +231,16 @@ def test_who_sees_whom_by_its_definition(tokens, window):
             assert seen[0, 0, i, j] == seen[1, 0, -1 - i, -1 - j] == expected
 
 
+def test_ids_and_places_are_integers_of_64_bits_and_masks_are_booleans():
+    batch = pack([A, B])
+    masks = {"mask", "prompt_mask", "ended"}
+    for one in fields(batch):
+        value = getattr(batch, one.name)
+        if isinstance(value, torch.Tensor):
+            expected = torch.bool if one.name in masks else torch.int64
+            assert value.dtype == expected, one.name
+
+
 # ---------------------------------------------------------------- what is made of a batch
 
 
@@ -257,6 +270,7 @@ def test_a_batch_goes_to_a_device_with_everything():
             assert after.device.type == "meta" and after.shape == before.shape, one.name
         elif one.name != "columns":
             assert after == before, one.name
+    assert moved.text_mask().device.type == "meta"
 
 
 def test_the_chosen_half_has_the_same_forward_and_every_other_sequence():
