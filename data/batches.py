@@ -67,7 +67,8 @@ def _balance(rows: Sequence[int], lengths: Sequence[int], bins: int) -> list[lis
 
 def _min_bins(rows: Sequence[int], lengths: Sequence[int], max_tokens: int) -> int:
     """The smallest number of bins that `_balance` fills without passing `max_tokens`."""
-    least = -(-sum(lengths[i] for i in rows) // max_tokens)
+    # A bin holds no more than max_tokens, apart from one that a single longer row fills.
+    least = -(-sum(min(lengths[i], max_tokens) for i in rows) // max_tokens)
     for count in range(max(1, least), len(rows) + 1):
         bins = _balance(rows, lengths, count)
         if all(sum(lengths[i] for i in b) <= max_tokens or len(b) == 1 for b in bins):
