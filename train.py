@@ -137,7 +137,7 @@ def train(run: Run, accelerator: Accelerator, directory: RunDirectory) -> None:
         accelerator.print(plan.preview())
         return
 
-    # ---- load: the models, and what the held-out rows say before the first update
+    # ---- load: the models, and the held-out metrics before the first update
     models = plan.load()
     accelerator.print(f"model: {models.description}")
     optimizer = make_optimizer(
@@ -253,7 +253,7 @@ def update(
 def record_evaluation(
     state: TrainState, directory: RunDirectory, evaluation: Evaluation
 ) -> dict[str, float]:
-    """Keep what the held-out rows said after the present step, and log it; as it was logged."""
+    """Log an evaluation after the present step; returns the metrics by the names they were logged as."""
     state.evaluated, state.heldout = state.step, evaluation.metrics
     found = {f"eval/{name}": value for name, value in evaluation.metrics.items()}
     directory.log({"step": state.step} | found)

@@ -6,7 +6,7 @@ those tokens once a response, and padding besides; a tree computes them once:
     rectangle  [Q u e s t i o n  a  b  c]        tree  [Q u e s t i o n  a  b  c  x  y]
                [Q u e s t i o n  a  x  y]                  shared (0)      1  1  2  2    branch
 
-Several trees stand in one row. Three integers a token say everything: which example it belongs
+Several trees stand in one row. Three integers a token describe it all: which example it belongs
 to, which branch (0 = shared by all responses) and which position. Token i sees token j when j is
 of the same example, is shared or on i's own branch, and is not later: `tree_mask`, one line. Every
 response token has one parent, the token whose hidden state predicts it, so its log-probability is

@@ -31,7 +31,7 @@ class LossOutput:
 
 
 class ActorCriticOutput(NamedTuple):
-    """What a policy and a critic say of a batch."""
+    """Output of the actor-critic forward."""
 
     logps: Tensor  # (S, T)
     values: Tensor  # (S, T) of the state before each token
@@ -49,8 +49,8 @@ class Loss:
     units: Callable[[TreeBatch, Any], dict[str, int]]  # what `totals` are sums over, and how many
     responses_per_row: Literal[1, 2]  # that it trains on: chosen, or chosen and rejected
     learning_rate: float  # default for `--learning_rate`, with its source beside it
-    # What kind of model it trains, which decides what `step` is given: (S, T) log-probs of a causal
-    # LM, or (S,) scores of a sequence classifier. With a critic it is an ActorCriticOutput.
+    # The model that it trains, in PEFT's names. It decides the input of `step`: (S, T) log-probs of
+    # a causal LM or (S,) scores of a sequence classifier; with a critic, an ActorCriticOutput.
     task: Literal["causal_lm", "seq_cls"] = "causal_lm"
     # Columns of a batch that `step` reads, beside the tokens' own: (S,) or (S, T) tensors.
     reads: tuple[str, ...] = ()

@@ -1,7 +1,7 @@
 """Which way a model takes a batch: token trees where it can, else the padded rectangle.
 
-Found by trying, on two short rows: whatever the model's family, what is used agrees with what the
-model says by itself.
+Decided by trying two short rows: the layout that is used gives the log-probs (or scores) that the
+model gives each sequence alone, whatever its family.
 """
 
 from __future__ import annotations
@@ -83,7 +83,7 @@ def common_layout(
 ) -> tuple[Layout, list[nn.Module], str]:
     """`choose_layout` for (name, model, task) that are given the same batches.
 
-    Trees only if every one of them takes trees; the line says which does not.
+    Trees only if every one of them takes trees; the description names the one that does not.
     """
     chosen = [choose_layout(model, wanted, task, name) for name, model, task in models]
     for (name, _, _), (layout, _, description) in zip(models, chosen, strict=True):

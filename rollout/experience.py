@@ -136,7 +136,7 @@ def as_rows(
 
 
 class ResponseEvaluation(NamedTuple):
-    """What the models say of the responses: (S, T) each, but the last."""
+    """Log-probs and values of sampled responses: (S, T) each, but the last."""
 
     logps: Tensor
     values: Tensor

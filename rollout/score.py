@@ -4,7 +4,7 @@
         return [-len(response) for response in responses]
 
 in `my_rewards.py` is named `my_rewards:brevity`. `score` calls it in batches and checks all that it
-returns: a wrong reward must end the run with a line that says which, and never train on it.
+returns: a wrong reward ends the run with a line that names the row, and is never trained on.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What a rollout leaves to the steps that train on it, and to the next rollout."""
+"""What is kept of a rollout: the data to train on, and the state that the next one starts from."""
 
 from __future__ import annotations
 

@@ -28,8 +28,7 @@ def rollout_steps(
 ) -> Iterator[list[TreeBatch]]:
     """This rank's micro-batches of every optimizer step, `steps` at most; step 6.
 
-    Goes on from where `state` stands, and keeps it there: at any yield it says that the step has
-    been made. A rollout left early (--target_kl) is not made up for by another.
+    Continues from `state` and updates it: at a yield it already counts the step that is yielded. A rollout left early (--target_kl) is not made up for by another.
     """
     config, accelerator = rollouts.config, rollouts.accelerator
     ranks, rank = accelerator.num_processes, accelerator.process_index

@@ -82,11 +82,11 @@ def read_flags(path: Path, class_name: str) -> list[Flag]:
             try:
                 text = ast.literal_eval(below.value) if isinstance(below, ast.Expr) else ""
                 default = ast.literal_eval(node.value) if node.value else MISSING
-                kind = _type(node.annotation, aliases)
+                flag_type = _type(node.annotation, aliases)
             except (ValueError, KeyError) as error:
                 where = f"{path}:{node.lineno}"
                 raise TypeError(f"{where}: {ast.unparse(node)} cannot be a flag") from error
-            flags[node.target.id] = Flag(node.target.id, kind, default, text)
+            flags[node.target.id] = Flag(node.target.id, flag_type, default, text)
     return list(flags.values())
 
 
@@ -218,15 +218,15 @@ def _tyro(
     """Parse by one flat dataclass made of all the flags; its errors become one line each."""
     members = []
     for flag in flags:
-        kind = Literal[tuple(names)] if flag.name == "loss" else flag.type
+        flag_type = Literal[tuple(names)] if flag.name == "loss" else flag.type
         if flag.default is None:  # "{None}|INT (default: None)" would help nobody
-            metavar = next(t.__name__.upper() for t in get_args(kind) if t is not type(None))
+            metavar = next(t.__name__.upper() for t in get_args(flag_type) if t is not type(None))
             about = tyro.conf.arg(help=flag.help, help_behavior_hint="", metavar=metavar)
         else:
             about = tyro.conf.arg(help=flag.help)
-        kind = Annotated[kind, about]
+        flag_type = Annotated[flag_type, about]
         default = {} if flag.default is MISSING else {"default": flag.default}
-        members.append((flag.name, kind, field(kw_only=True, **default)))
+        members.append((flag.name, flag_type, field(kw_only=True, **default)))
     title = f"Train with {loss}." if loss else "Add --loss NAME to see that loss's own flags too."
     stderr = io.StringIO()
     try:

@@ -1,4 +1,4 @@
-"""What a run is told: the flags every loss shares, and how what was left open is filled in.
+"""Configuration of a run: the flags every loss shares, and the defaults that depend on the loss.
 
 A loss's own flags stand in its file, losses/<name>.py. Standard library only: the command line
 reads this before torch is imported.

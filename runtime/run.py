@@ -41,7 +41,7 @@ def launch(train: Callable[[Run, Accelerator, RunDirectory], None], args: Args) 
         return give_up(directory, "interrupted", INTERRUPTED)
     except (OSError, SafetensorError) as error:  # a full disk, most of the time
         return give_up(directory, f"reading or writing failed: {error}", IO_ERROR)
-    except Exception as error:  # ours to mend: the traceback says more than a line could
+    except Exception as error:  # a defect of this program: the traceback is needed
         if directory:
             directory.fail(f"{type(error).__name__}: {error}", 1)
         raise
@@ -63,7 +63,7 @@ def check_flags(run: Run) -> None:
 
 
 def give_up(directory: RunDirectory | None, reason: str, exit_code: int) -> int:
-    """Record why the run ends, and say it in one line, once."""
+    """Record why the run ends, and print it in one line, once."""
     if directory:
         directory.fail(reason, exit_code)
     if os.environ.get("RANK", "0") == "0":

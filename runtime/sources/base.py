@@ -22,7 +22,7 @@ from runtime.state import TrainState
 
 
 class Evaluation(NamedTuple):
-    """What the held-out rows say of the model as it is."""
+    """Metrics on held-out rows or prompts."""
 
     metrics: dict[str, float]
     samples: list[dict[str, Any]]  # some of what was sampled for it: prompt, response, score
