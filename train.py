@@ -253,7 +253,7 @@ def update(
 def record_evaluation(
     state: TrainState, directory: RunDirectory, evaluation: Evaluation
 ) -> dict[str, float]:
-    """Log an evaluation after the present step; returns the metrics by the names they were logged as."""
+    """Log an evaluation after the present step; returns it by the names that were logged."""
     state.evaluated, state.heldout = state.step, evaluation.metrics
     found = {f"eval/{name}": value for name, value in evaluation.metrics.items()}
     directory.log({"step": state.step} | found)

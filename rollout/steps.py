@@ -28,7 +28,8 @@ def rollout_steps(
 ) -> Iterator[list[TreeBatch]]:
     """This rank's micro-batches of every optimizer step, `steps` at most; step 6.
 
-    Continues from `state` and updates it: at a yield it already counts the step that is yielded. A rollout left early (--target_kl) is not made up for by another.
+    Continues from `state` and updates it: at a yield it already counts the step that is yielded. A
+    rollout left early (--target_kl) is not made up for by another.
     """
     config, accelerator = rollouts.config, rollouts.accelerator
     ranks, rank = accelerator.num_processes, accelerator.process_index
