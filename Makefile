@@ -15,6 +15,7 @@ lint:
 
 types:
 	mypy
+	mypy --config-file tests/mypy.ini
 
 test:
 	python -m pytest

@@ -1,6 +1,7 @@
 """The bug catalogue: our loop passes every check, and every wrong variant fails one."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -12,7 +13,7 @@ from benchmarks.conformance.catalogue.loop.base import LOOP_MUTANTS, Seen, excha
 from benchmarks.conformance.catalogue.mutant import MUTANTS
 
 PAGE = Path(bugs.__file__).parents[1] / "CATALOGUE.md"
-EVERY = [*MUTANTS, *LOOP_MUTANTS]
+EVERY: list[Any] = [*MUTANTS, *LOOP_MUTANTS]
 CHECKS = {f"{m.check.__name__} {dict(m.options) or ''}": m for m in LOOP_MUTANTS}
 
 
@@ -59,7 +60,7 @@ def test_nothing_stays_exchanged():
     right = train.learning_rate
     with pytest.raises(ZeroDivisionError), exchanged("train:learning_rate", lambda right: 1 / 0):
         assert train.learning_rate is not right
-        train.learning_rate()
+        train.learning_rate()  # type: ignore[call-arg]
     assert train.learning_rate is right
 
 

@@ -90,11 +90,16 @@ def test_the_hooks_are_the_checks():
     assert {"end-of-file-fixer", "trailing-whitespace", "check-yaml", "check-toml"} <= hooks.keys()
     assert local["repo"] == "local"
     ours = {hook["id"]: hook for hook in local["hooks"]}
-    assert ours.keys() == {"ruff-format", "ruff-check", "mypy"}
-    for name, hook in ours.items():
-        # from the environment that constraints.txt describes, so that there is one version of each
-        assert hook["language"] == "system" and hook["entry"].startswith(name.replace("-", " "))
-    assert ours["mypy"]["pass_filenames"] is False  # it checks what pyproject.toml names
+    targets = make_targets()
+    for id, target in [("ruff-format", "format"), ("ruff-check", "lint")]:
+        command = ours[id]["entry"].removesuffix(" --force-exclude")
+        assert targets[target] == [f"{command} ."]
+    types = [hook for id, hook in ours.items() if id.startswith("mypy")]
+    assert [hook["entry"] for hook in types] == targets["types"]
+    assert not any(hook["pass_filenames"] for hook in types)  # the configuration says which
+    assert len(ours) == 2 + len(types)
+    # from the environment that constraints.txt describes, so that there is one version of each
+    assert all(hook["language"] == "system" for hook in ours.values())
 
 
 # ------------------------------------------------------------------------------ the versions
