@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -28,7 +29,7 @@ EVERYTHING = PPOConfig(
     **dict(score_norm=True, score_clip=1.0, missing_eos_penalty=0.5, truncation="bootstrap"),
     **dict(whiten_rewards=True, gamma=0.95, entropy_coef=0.01),
 )
-TRAININGS = {
+TRAININGS: dict[str, dict[str, Any]] = {
     "default": dict(config=SMALL),
     "every option": dict(config=EVERYTHING),
     "a rank without rows": dict(config=replace(SMALL, critic_warmup=1), batch_size=2),
