@@ -192,8 +192,8 @@ def test_a_rank_without_a_row_in_a_step_gets_a_stand_in(monkeypatch):
     for rank in (0, 1):
         accelerator.process_index = rank
         mine = {name: column[[rank]] for name, column in columns.items()}
-        made = Experience(Split([rows[rank]], columns=mine), {})
-        monkeypatch.setattr("rollout.steps.rollout", lambda *_: made)  # noqa: B023
+        experience = Experience(Split([rows[rank]], columns=mine), {})
+        monkeypatch.setattr("rollout.steps.rollout", lambda *_, made=experience: made)
         made = replace(make_rollouts(replace(SMALL, rollout_size=2)), accelerator=accelerator)
         options = dict(batch_size=1, steps=4, seed=0, state=RolloutState(kl_coef=0.0))
         dummies = [b.dummy for bs in rollout_steps(made, prompts_of(2), **options) for b in bs]
