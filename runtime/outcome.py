@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import torch
 from accelerate import Accelerator
 from safetensors import SafetensorError
 
@@ -38,12 +39,16 @@ def launch(train: Callable[[Args, Accelerator, RunDirectory], None], args: Args)
             raise InputError(f"--lm_eval does not go with --loss {config.loss}: {what}", USAGE)
         accelerator = make_accelerator(config)
         check_launch(accelerator)
+        # DDP's destructor holds the GIL. With DDP the last owner of a gloo group it also waits for
+        # gloo's thread, which may wait for the GIL (torch 2.13): the group must go after it.
+        group = torch.distributed.group.WORLD
         directory = RunDirectory(
             Path(config.output_dir or ""),
             overwrite=config.overwrite or config.dry_run,
             writes=accelerator.is_main_process and not config.dry_run,
         )
         train(args, accelerator, directory)
+        del accelerator, group  # in this order: the accelerator owns the DDP module
     except InputError as error:
         return give_up(directory, str(error), error.exit_code)
     except FloatingPointError as error:  # of the sampler
