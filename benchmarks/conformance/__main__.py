@@ -2,7 +2,6 @@
 
     python -m benchmarks.conformance --implementation ours
     python -m benchmarks.conformance --implementation path/to/mine.py --output mine.json
-    python -m benchmarks.conformance --story D2     # or --stories, --catalogue: CATALOGUE.md
 
 Exit status: 0 all that was judged passed, 1 something differed, 2 there is nothing to run or judge.
 """
@@ -16,8 +15,6 @@ import json
 import sys
 from pathlib import Path
 from typing import Any
-
-from benchmarks.conformance.catalogue import cli
 
 IMPLEMENTATIONS = Path(__file__).parent / "implementations"
 FUNCTIONS = (
@@ -39,7 +36,7 @@ def implementation(name: str) -> tuple[str, Any]:
     names = sorted(p.stem for p in IMPLEMENTATIONS.glob("[a-z]*.py"))
     try:
         if name in names:
-            return name, importlib.import_module(f"benchmarks.conformance.implementations.{name}")
+            return name, importlib.import_module(f"{__package__}.implementations.{name}")
         path = Path(name)
         if path.suffix != ".py":
             raise NothingToRunError(
@@ -67,9 +64,6 @@ def implementation(name: str) -> tuple[str, Any]:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    arguments = sys.argv[1:] if arguments is None else arguments
-    if cli.asked(arguments):
-        return cli.main(arguments)
     parser = argparse.ArgumentParser(prog="python -m benchmarks.conformance", description=__doc__)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument(
@@ -88,7 +82,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--output", type=Path, metavar="FILE.json", help="write the results there")
     options = parser.parse_args(arguments)
 
-    from benchmarks.conformance import load, runner, table  # after --help, which needs no NumPy
+    from . import load, runner, table  # after --help, which needs no NumPy
 
     try:
         unknown = set(options.family) - set(load.families())
