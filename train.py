@@ -7,8 +7,8 @@ A loss sees one micro-batch at a time and returns a *sum* over its units (tokens
 only division is in `optimizer_step`, by the units of the whole step over all micro-batches and
 ranks, so that the gradient is the same however the step is cut.
 
-Not here: padding (data/trees.py), a resident reference model (runtime/reference.py), callbacks, and
-Accelerate's own gradient accumulation, whose divisions would come on top of ours.
+Not here: padding (data/trees.py), a resident reference model (runtime/sources/reference.py),
+callbacks, and Accelerate's own gradient accumulation, whose divisions would come on top of ours.
 """
 
 from __future__ import annotations
@@ -40,27 +40,27 @@ from data.errors import NOT_FINITE, InputError
 from data.trees import TreeBatch
 from losses import LOSSES
 from losses.base import Loss
-from runtime.cli import Args
-from runtime.config import TrainConfig
+from runtime.config import Args, Run, TrainConfig
+from runtime.curves import draw_curves
 from runtime.directory import RunDirectory
-from runtime.heldout import check_finite, check_start
 from runtime.launch import start_trackers
-from runtime.metrics import Totals
-from runtime.models import make_optimizer
-from runtime.outcome import launch
-from runtime.prompt_source import PromptSource
+from runtime.metrics import Totals, step_means, with_means
+from runtime.optimizer import make_optimizer
 from runtime.report import (
     Progress,
     command,
-    draw_curves,
     model_card,
-    opening,
     peak_memory,
+    settings,
     table,
     versions,
 )
-from runtime.row_source import RowSource
-from runtime.source import Source
+from runtime.run import launch
+from runtime.sources.base import Evaluation, Models, Plan
+from runtime.sources.heldout import check_finite, check_start
+from runtime.sources.prompts import plan_prompts
+from runtime.sources.rows import plan_rows
+from runtime.state import TrainState
 
 NOT_FINITE_LIMIT = 3  # steps in a row
 
@@ -74,6 +74,10 @@ def optimizer_step(
 
     Returns the number of units and the metrics, both over all ranks.
     """
+    means = step_means(accelerator, policy, loss, config, batches)
+    batches = [with_means(batch, means) for batch in batches]
+    for batch in batches:
+        loss.check_columns(batch)
     units = count_units(accelerator, loss, config, batches)
     totals = Totals()
     for batch in batches:
@@ -103,159 +107,180 @@ def count_units(
     return dict(zip(counts[0], everywhere.tolist(), strict=True))
 
 
-def learning_rate(step: int, steps: int, config: TrainConfig) -> float:
+def learning_rate(step: int, steps: int, peak: float, config: TrainConfig) -> float:
     """Learning rate of optimizer step `step` (1 is the first): linear warm-up, then the schedule.
 
     No step has rate 0: without warm-up the first step has the full rate, and the last some of it.
     """
-    assert config.learning_rate is not None
     warmup = round(config.warmup * steps) if config.warmup < 1 else int(config.warmup)
     if step <= warmup:
-        return config.learning_rate * step / (warmup + 1)
+        return peak * step / (warmup + 1)
     left = (steps - step + 1) / max(steps - warmup, 1)  # 1 right after the warm-up, then falling
     shape = {"constant": 1.0, "linear": left, "cosine": (1 - math.cos(math.pi * left)) / 2}
-    return config.learning_rate * shape[config.schedule]
+    return peak * shape[config.schedule]
 
 
 # ------------------------------------------------------------------------------ a run
 
 
-def train(args: Args, accelerator: Accelerator, directory: RunDirectory) -> None:
+def train(run: Run, accelerator: Accelerator, directory: RunDirectory) -> None:
     """From the flags to the saved model."""
     began = time.perf_counter()
-    loss, config, origin = LOSSES[args.config.loss], args.config, args.origin
-    loss_config = loss.config(**args.loss_flags)
-    assert config.batch_size is not None and config.learning_rate is not None
-    say = accelerator.print
+    config, loss = run.train, LOSSES[run.train.loss]
     set_seed(config.seed)
 
-    # ---- data: a bad row ends the run here, before any weight is loaded
-    kind = PromptSource if loss.model == "actor_critic" else RowSource
-    source: Source = kind(config, loss, loss_config, accelerator)
-    say(*source.told, sep="\n")
-    say(opening(args, accelerator.num_processes))
+    # ---- plan: a bad row ends the run here, before any weight is loaded
+    make_plan = plan_prompts if "rollouts" in loss.needs(run.loss) else plan_rows
+    plan: Plan = make_plan(run, loss, accelerator)
+    accelerator.print(*plan.summary, settings(run, accelerator.num_processes), sep="\n")
     if config.dry_run:
-        say(source.preview())
+        accelerator.print(plan.preview())
         return
 
-    # ---- models, and what is taken from them while the policy is as it was
-    policy, told = source.load()
-    say(f"model: {told}")
-    optimizer = make_optimizer(policy, config.learning_rate, config.weight_decay)
-    policy, optimizer = accelerator.prepare(policy, optimizer)
-    source.start(policy, directory.path)
-    history = [source.evaluate()]
-    check_start(history[0], loss.at_start(loss_config), config)
+    # ---- load: the models, and the held-out metrics before the first update
+    models = plan.load()
+    accelerator.print(f"model: {models.description}")
+    optimizer = make_optimizer(
+        models.trained,
+        run.learning_rate,
+        config.weight_decay,
+        learning_rates=models.learning_rates,
+    )
+    trained, optimizer = accelerator.prepare(models.trained, optimizer)
+    state = TrainState(rollout=plan.initial_rollout_state())
+    feed = models.feed(trained, state, directory.path)
+    before = feed.evaluate()
+    check_start(before.metrics, loss.expected_initial_metrics(run.loss), config)
 
     # ---- everything has been checked: from here on the directory is this run's
-    directory.begin(
-        {
-            "command": command(),
-            "train": asdict(config),
-            "loss": asdict(loss_config),
-            "origin": origin,
-            "data": source.data,
-            "steps": source.steps,
-            "model": told,
-            "layout": source.layout,
-            "processes": accelerator.num_processes,
-            "versions": versions(),
-        }
-    )
+    directory.begin(run_config(run, plan, models, accelerator.num_processes))
     start_trackers(accelerator, config)
-    directory.log({"step": 0} | eval_record(history[0]))
-    directory.log_samples(0, source.samples)
+    record_evaluation(state, directory, before)
 
-    # ---- the loop
-    progress = Progress(source.steps, loss.name, enabled=accelerator.is_main_process)
-    step = evaluated = tokens = bad_steps = 0
-    loop_began, evaluating = time.perf_counter(), 0.0
-
-    def evaluate() -> dict[str, float]:
-        nonlocal evaluated, evaluating
-        clock = time.perf_counter()
-        history.append(source.evaluate())
-        evaluated, evaluating = step, evaluating + time.perf_counter() - clock
-        found = eval_record(history[-1])
-        directory.log({"step": step} | found)
-        directory.log_samples(step, source.samples)
-        accelerator.log(found, step=step)
-        return found
-
-    for step, batches in enumerate(source.batches(), start=1):
-        rate = learning_rate(step, source.steps, config)
+    # ---- the loop: nothing but weights, optimizer and `state` changes from step to step
+    progress = Progress(plan.steps, loss.name, enabled=accelerator.is_main_process)
+    clock = time.perf_counter()
+    for batches in feed.steps(start=state.step):
+        state.step += 1
         for group in optimizer.param_groups:
-            group["lr"] = rate
-        units, metrics = optimizer_step(accelerator, policy, loss, loss_config, batches)
-        limit = config.max_grad_norm or math.inf
-        grad_norm = float(accelerator.clip_grad_norm_(policy.parameters(), limit))
-        finite = math.isfinite(grad_norm) and math.isfinite(metrics["loss"])
-        if finite or config.mixed_precision == "fp16":  # fp16's scaler skips by itself
-            optimizer.step()
-        optimizer.zero_grad()
-        bad_steps = 0 if finite else bad_steps + 1
-        if bad_steps == NOT_FINITE_LIMIT and config.mixed_precision != "fp16":
-            raise InputError(
-                f"loss or gradient not finite for {bad_steps} steps, the last one step {step};"
-                " the weights are as before them; try a lower --learning_rate",
-                NOT_FINITE,
-            )
-
-        tokens += sum(batch.num_tokens for batch in batches if not batch.dummy)
+            group["lr"] = learning_rate(state.step, plan.steps, group["initial_lr"], config)
+        units, metrics = optimizer_step(accelerator, trained, loss, run.loss, batches)
+        grad_norm = update(accelerator, trained, optimizer, metrics["loss"], state, config)
+        state.tokens += sum(batch.num_tokens for batch in batches if not batch.dummy)
+        of_rollout = feed.after_step(metrics)
+        now = time.perf_counter()
+        state.seconds += now - clock
         record = {
-            "step": step,
-            "epoch": source.epoch(step),
+            "step": state.step,
+            "epoch": feed.epoch(state.step),
             **metrics,
-            **source.after_step(metrics),
+            **of_rollout,
             "grad_norm": grad_norm,
-            "learning_rate": rate,
+            "learning_rate": learning_rate(state.step, plan.steps, run.learning_rate, config),
             **units,
-            "seconds": time.perf_counter() - began,
+            "seconds": now - began,
         }
         directory.log(record)
-        accelerator.log(record, step=step)
-        if config.eval_every and step % config.eval_every == 0 or step == source.steps:
-            record |= evaluate()
-        progress.show(step, record)
+        accelerator.log(record, step=state.step)
+        if config.eval_every and state.step % config.eval_every == 0 or state.step == plan.steps:
+            found = record_evaluation(state, directory, feed.evaluate())
+            accelerator.log(found, step=state.step)
+            record |= found
+        progress.show(state.step, record)
+        clock = time.perf_counter()
     progress.close()
-    if evaluated < step:  # the source had fewer steps than planned: PPO's --target_kl
-        evaluate()
+    if state.evaluated < state.step:  # fewer steps than planned: PPO's --target_kl
+        accelerator.log(record_evaluation(state, directory, feed.evaluate()), step=state.step)
 
     # ---- what is left behind
-    check_finite(history[-1], f"after step {step}; try a lower --learning_rate")
-    seconds = time.perf_counter() - loop_began - evaluating
+    check_finite(state.heldout, f"after step {state.step}; try a lower --learning_rate")
     accelerator.wait_for_everyone()
-    all_tokens = int(accelerator.reduce(torch.tensor(tokens, device=accelerator.device), "sum"))
-    summary = {
-        "loss": loss.name,
-        "model": config.model,
-        "before": history[0],
-        "after": history[-1],
-        "steps": step,
-        "rows": step * config.batch_size,
-        "unit": "pairs" if loss.branches == 2 else "rows",
-        "tokens": all_tokens,
-        "seconds": time.perf_counter() - began,
-        "rows_per_second": step * config.batch_size / seconds,
-        "peak_memory_bytes": peak_memory(accelerator.device),
-        "data": source.data,
+    summary = summarize(run, accelerator, state, before.metrics, plan.data)
+    summary["seconds"] = time.perf_counter() - began
+    card = model_card(loss.name, config.model, summary)
+    directory.finish(summary, models.saved, plan.tokenizer, card=card, draw=draw_curves)
+    accelerator.end_training()
+    accelerator.print(table(summary))
+    made = "final/ (the model), metrics.jsonl, summary.json, curves.png"
+    accelerator.print(f"{directory.path}: {made}")
+
+
+def run_config(run: Run, plan: Plan, models: Models, processes: int) -> dict[str, Any]:
+    """What config.json holds."""
+    return {
+        "command": command(),
+        "train": asdict(run.train),
+        "loss": asdict(run.loss),
+        "origin": run.origin,
+        "data": plan.data,
+        "steps": plan.steps,
+        "model": models.description,
+        "layout": models.layout,
+        "processes": processes,
         "versions": versions(),
     }
-    directory.finish(
-        summary,
-        source.model,
-        source.tokenizer,
-        card=model_card(loss.name, config.model, summary),
-        draw=draw_curves,
-    )
-    accelerator.end_training()
-    say(table(summary))
-    say(f"{directory.path}: final/ (the model), metrics.jsonl, summary.json, curves.png")
 
 
-def eval_record(metrics: dict[str, float]) -> dict[str, float]:
-    """Held-out metrics under the names that they are logged by."""
-    return {f"eval/{name}": value for name, value in metrics.items()}
+def update(
+    accelerator: Accelerator,
+    trained: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    loss: float,
+    state: TrainState,
+    config: TrainConfig,
+) -> float:
+    """Clip the gradient and take the step, unless something is not finite; the gradient's norm.
+
+    Raises:
+        InputError: loss or gradient were not finite for NOT_FINITE_LIMIT steps in a row.
+    """
+    limit = config.max_grad_norm or math.inf
+    grad_norm = float(accelerator.clip_grad_norm_(trained.parameters(), limit))
+    finite = math.isfinite(grad_norm) and math.isfinite(loss)
+    if finite or config.mixed_precision == "fp16":  # fp16's scaler skips by itself
+        optimizer.step()
+    optimizer.zero_grad()
+    state.bad_steps = 0 if finite else state.bad_steps + 1
+    if state.bad_steps == NOT_FINITE_LIMIT and config.mixed_precision != "fp16":
+        raise InputError(
+            f"loss or gradient not finite for {state.bad_steps} steps, the last one step"
+            f" {state.step}; the weights are as before them; try a lower --learning_rate",
+            NOT_FINITE,
+        )
+    return grad_norm
+
+
+def record_evaluation(
+    state: TrainState, directory: RunDirectory, evaluation: Evaluation
+) -> dict[str, float]:
+    """Log an evaluation after the present step; returns it by the names that were logged."""
+    state.evaluated, state.heldout = state.step, evaluation.metrics
+    found = {f"eval/{name}": value for name, value in evaluation.metrics.items()}
+    directory.log({"step": state.step} | found)
+    directory.log_samples(state.step, evaluation.samples)
+    return found
+
+
+def summarize(
+    run: Run, accelerator: Accelerator, state: TrainState, before: dict[str, float], data: str
+) -> dict[str, Any]:
+    """What summary.json holds."""
+    loss, rows = LOSSES[run.train.loss], state.step * run.train.batch_size
+    tokens = torch.tensor(state.tokens, device=accelerator.device)
+    return {
+        "loss": loss.name,
+        "model": run.train.model,
+        "before": before,
+        "after": state.heldout,
+        "steps": state.step,
+        "rows": rows,
+        "unit": "pairs" if loss.responses_per_row == 2 else "rows",
+        "tokens": int(accelerator.reduce(tokens, "sum")),
+        "rows_per_second": rows / state.seconds,
+        "peak_memory_bytes": peak_memory(accelerator.device),
+        "data": data,
+        "versions": versions(),
+    }
 
 
 def main(args: Args) -> int:

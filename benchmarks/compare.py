@@ -19,7 +19,7 @@ from pathlib import Path
 
 from benchmarks.study.plan import STAGES, Study, cores, parse_settings
 from data.errors import INTERRUPTED, IO_ERROR, USAGE, InputError
-from runtime.locate import locate
+from models.locate import locate
 
 
 def parse(argv: list[str] | None = None) -> argparse.Namespace:

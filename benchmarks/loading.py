@@ -10,8 +10,8 @@ from typing import Any
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from data.errors import NO_INPUT, USAGE, InputError
-from runtime.locate import locate
-from runtime.models import load_causal_lm, load_tokenizer
+from models.load import load_causal_lm, load_tokenizer
+from models.locate import locate
 
 ADAPTER = "adapter_config.json"
 AGAIN = "make or get this directory again"

@@ -44,7 +44,7 @@ def read(folder: Path) -> dict[str, int | None]:
 
 
 def function_of(mutant: str) -> str:
-    """The function that it is a mutant of, such as `losses.forward.Scorer.forward`."""
+    """The function that it is a mutant of, such as `models.forward.Scorer.forward`."""
     module, _, generated = mutant.rpartition(".")
     function = generated.rpartition("__mutmut_")[0]
     return f"{module}.{function.removeprefix('x_').removeprefix('xǁ').replace('ǁ', '.')}"

@@ -30,7 +30,7 @@ from runtime.files import check_writable, write_whole
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
-    from runtime.harness import RowScore
+    from runtime.sources.lm_harness import RowScore
 
 METRICS = ("acc", "acc_norm")
 
@@ -117,7 +117,7 @@ def evaluate(
 ) -> list[RowScore]:
     """Load one model, and let it go again."""
     from benchmarks.loading import load
-    from runtime.harness import piqa_scores
+    from runtime.sources.lm_harness import piqa_scores
 
     model, tokenizer = load(where, dtype=args.dtype)
     found = piqa_scores(
@@ -153,8 +153,8 @@ def results(
     """The content of the results file: every row of every model, and the paired comparisons."""
     from importlib.metadata import version
 
-    from runtime.harness import piqa_task
     from runtime.report import versions
+    from runtime.sources.lm_harness import piqa_task
 
     text = "".join(json.dumps(row, ensure_ascii=False, sort_keys=True) + "\n" for row in rows)
     models, right = [], {}

@@ -41,7 +41,7 @@ def _permutation(rows: int, seed: int, epoch: int) -> list[int]:
     return _cache[key]
 
 
-def split(lengths: Sequence[int], ranks: int, max_tokens: int) -> list[list[list[int]]]:
+def micro_batches(lengths: Sequence[int], ranks: int, max_tokens: int) -> list[list[list[int]]]:
     """Cut rows of the given token counts into micro-batches: result[rank][micro-batch] = positions.
 
     Every rank gets the same number of micro-batches (collectives must match), as few as
@@ -49,12 +49,12 @@ def split(lengths: Sequence[int], ranks: int, max_tokens: int) -> list[list[list
     alone. Where there are fewer rows than places, some micro-batches are empty.
     """
     longest_first = sorted(range(len(lengths)), key=lambda i: -lengths[i])
-    shares = _spread(longest_first, lengths, ranks)
-    count = max(1, max(_fewest(share, lengths, max_tokens) for share in shares))
-    return [[sorted(b) for b in _spread(share, lengths, count)] for share in shares]
+    shares = _balance(longest_first, lengths, ranks)
+    count = max(1, max(_min_bins(share, lengths, max_tokens) for share in shares))
+    return [[sorted(b) for b in _balance(share, lengths, count)] for share in shares]
 
 
-def _spread(rows: Sequence[int], lengths: Sequence[int], bins: int) -> list[list[int]]:
+def _balance(rows: Sequence[int], lengths: Sequence[int], bins: int) -> list[list[int]]:
     """Longest first into the emptiest bin: near-equal sums."""
     filled: list[list[int]] = [[] for _ in range(bins)]
     totals = [0] * bins
@@ -65,17 +65,18 @@ def _spread(rows: Sequence[int], lengths: Sequence[int], bins: int) -> list[list
     return filled
 
 
-def _fewest(rows: Sequence[int], lengths: Sequence[int], max_tokens: int) -> int:
-    """The smallest number of bins that `_spread` fills without passing `max_tokens`."""
-    least = -(-sum(lengths[i] for i in rows) // max_tokens)
+def _min_bins(rows: Sequence[int], lengths: Sequence[int], max_tokens: int) -> int:
+    """The smallest number of bins that `_balance` fills without passing `max_tokens`."""
+    # A bin holds no more than max_tokens, apart from one that a single longer row fills.
+    least = -(-sum(min(lengths[i], max_tokens) for i in rows) // max_tokens)
     for count in range(max(1, least), len(rows) + 1):
-        bins = _spread(rows, lengths, count)
+        bins = _balance(rows, lengths, count)
         if all(sum(lengths[i] for i in b) <= max_tokens or len(b) == 1 for b in bins):
             return count
     return len(rows)
 
 
-def cover(lengths: Sequence[int], ranks: int, max_tokens: int) -> list[list[list[int]]]:
+def inference_batches(lengths: Sequence[int], ranks: int, max_tokens: int) -> list[list[list[int]]]:
     """Cut a whole data set for one pass without updates: result[rank][micro-batch] = positions.
 
     Rows of like length go together. Every rank gets the same number of micro-batches, the last ones

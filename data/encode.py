@@ -2,7 +2,7 @@
 
     record = Record("The sky is", " blue.", " green.")
     text      The sky is blue.          The sky is green.
-    prompt    [The, sky, is]            shared, computed once (losses/forward)
+    prompt    [The, sky, is]            shared, computed once (models/forward)
     responses [[blue, ., EOS], [green, ., EOS]]
 
 The rules, each guarded by a test:

@@ -37,10 +37,14 @@ def load_prompts(
     if eval_data is not None:
         parts[1:] = _parts(eval_data, columns or {})[-1:]
     train, heldout = parts if len(parts) > 1 else hold_out(parts[0], MOST_HELD_OUT, seed)
-    told = f"{len(train):,} prompts of {source}; {len(heldout):,} held out"
+    description = f"{len(train):,} prompts of {source}; {len(heldout):,} held out"
     seen = {repr(record.prompt) for record in train}
     overlap = sum(repr(record.prompt) in seen for record in heldout)
-    return train, heldout, told + (f" ({overlap:,} of them also in train)" if overlap else "")
+    return (
+        train,
+        heldout,
+        description + (f" ({overlap:,} of them also in train)" if overlap else ""),
+    )
 
 
 def _parts(source: str, columns: Mapping[str, str]) -> list[list[Record]]:

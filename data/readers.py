@@ -132,7 +132,7 @@ def _read_json(path: Path) -> Iterator[Found]:
             f"{path}:{error.lineno}:{error.colno}: not JSON ({error.msg}); correct the array"
         ) from error
     except (ValueError, RecursionError):
-        pass  # told below
+        pass  # reported below
     rows = _json(text, str(path))
     assert isinstance(rows, list)
     for number, row in enumerate(rows, 1):

@@ -11,7 +11,7 @@ from typing import Literal
 
 from data.errors import USAGE, InputError
 from data.readers import CsvRow
-from data.rows import COLUMNS, Record, Text, kind_of, make_record
+from data.rows import COLUMNS, Record, Text, make_record, row_format_of
 from data.sources import Part, open_source
 
 __all__ = ["Record", "Text", "hold_out", "load_data", "load_heldout"]
@@ -52,25 +52,29 @@ def load_data(
     if source.train is None:
         assert source.heldout is not None
         raise InputError(f"{source.heldout.name}: there is no training part beside it; add one")
-    train, told = read(source.train)
+    train, description = read(source.train)
     part = source.heldout
     if eval_data is not None:
         other = open_source(eval_data)
         part = other.heldout or other.train
     if part is None:
         train, heldout = hold_out(train, eval_rows or 500, seed)
-        told = f"train: {_rows(len(train))} of {told}"
-        told += f"; held out: {_rows(len(heldout), 'random ')} of the same, seed {seed}"
+        description = f"train: {_rows(len(train))} of {description}"
+        description += f"; held out: {_rows(len(heldout), 'random ')} of the same, seed {seed}"
     else:
-        heldout, heldout_told = read(part)
-        told = f"train: {_rows(len(train))} of {told}; held out: "
+        heldout, heldout_description = read(part)
+        description = f"train: {_rows(len(train))} of {description}; held out: "
         if eval_rows is not None and eval_rows < len(heldout):
             heldout = heldout[:eval_rows]
-            told += "the first "
-        told += f"{_rows(len(heldout))} of {heldout_told}"
+            description += "the first "
+        description += f"{_rows(len(heldout))} of {heldout_description}"
     seen = {_key(record) for record in train}
     overlap = sum(_key(record) in seen for record in heldout)
-    return train, heldout, told + (f" ({overlap:,} of them also in train)" if overlap else "")
+    return (
+        train,
+        heldout,
+        description + (f" ({overlap:,} of them also in train)" if overlap else ""),
+    )
 
 
 def load_heldout(data: str) -> tuple[list[Record], str]:
@@ -89,16 +93,16 @@ def _read_part(
 ) -> tuple[list[Record], str]:
     records: list[Record] = []
     skipped: list[InputError] = []
-    kind: tuple[str, ...] | None = None
+    row_format: tuple[str, ...] | None = None
     for where, found in part.rows:
         row = found | {ours: found[theirs] for ours, theirs in columns.items() if theirs in found}
         if isinstance(found, CsvRow):
             row = _numbers(row)
         try:
-            kind = kind or kind_of(row, where, pairs, columns)
-            records.append(make_record(row, where, kind, columns))
+            row_format = row_format or row_format_of(row, where, pairs, columns)
+            records.append(make_record(row, where, row_format, columns))
         except InputError as error:
-            if bad_rows == "stop" or kind is None:
+            if bad_rows == "stop" or row_format is None:
                 raise
             skipped.append(error)
     if not records:
@@ -148,5 +152,5 @@ def _key(record: Record) -> str:
     return repr((record.prompt, record.chosen, record.rejected))
 
 
-def _rows(count: int, kind: str = "") -> str:
-    return f"{count:,} {kind}row{'s' * (count != 1)}"
+def _rows(count: int, adjective: str = "") -> str:
+    return f"{count:,} {adjective}row{'s' * (count != 1)}"

@@ -1,6 +1,6 @@
 """What a row means: check it, and bring it into the one form of a record.
 
-The kind of a row follows from its columns:
+The format of a row follows from its columns:
 
     prompt, chosen, rejected    preference; the texts are joined as they are
     chosen, rejected            preference, the prompt being what both begin with
@@ -30,8 +30,8 @@ PREFERENCE = ("prompt", "chosen", "rejected")
 IMPLICIT = ("chosen", "rejected")
 PIQA = ("goal", "sol1", "sol2", "label")
 COMPLETION = ("prompt", "completion")
-KINDS = (PREFERENCE, IMPLICIT, PIQA, COMPLETION)
-COLUMNS = {column for kind in KINDS for column in kind} | {"margin"}
+ROW_FORMATS = (PREFERENCE, IMPLICIT, PIQA, COMPLETION)
+COLUMNS = {column for row_format in ROW_FORMATS for column in row_format} | {"margin"}
 BEFORE_GOAL, AFTER_GOAL = "Question: ", "\nAnswer:"
 
 
@@ -45,19 +45,19 @@ class Record:
     label: int | None = None  # PIQA's: 0 if the chosen one is sol1, 1 if it is sol2
 
 
-def kind_of(
+def row_format_of(
     row: Collection[str], where: str, pairs: bool, columns: Mapping[str, str]
 ) -> tuple[str, ...]:
-    """The kind of data a row's columns make it."""
-    kinds = [kind for kind in KINDS if set(kind) <= set(row)]
-    if pairs and kinds == [COMPLETION]:
+    """The format that a row's columns make it."""
+    formats = [f for f in ROW_FORMATS if set(f) <= set(row)]
+    if pairs and formats == [COMPLETION]:
         raise InputError(
             f"{where}:rejected: the column is missing, and this loss compares two responses;"
             " give chosen and rejected, or take a loss without pairs (sft)"
         )
-    if kinds:
-        return kinds[0]
-    nearest = max(KINDS, key=lambda kind: len(set(kind) & set(row)) / len(kind))
+    if formats:
+        return formats[0]
+    nearest = max(ROW_FORMATS, key=lambda f: len(set(f) & set(row)) / len(f))
     if set(nearest) & set(row):
         missing = next(column for column in nearest if column not in row)
         _missing(missing, where, columns)
@@ -77,19 +77,19 @@ def _missing(column: str, where: str, columns: Mapping[str, str]) -> None:
 def make_record(
     row: Mapping[str, object],
     where: str,
-    kind: tuple[str, ...],
+    row_format: tuple[str, ...],
     columns: Mapping[str, str] | None = None,
 ) -> Record:
-    """Check one row of the kind its file has, and bring it into the one form of a record."""
-    for column in kind:
+    """Check one row of the format its file has, and bring it into the one form of a record."""
+    for column in row_format:
         if column not in row:
             _missing(column, where, columns or {})
-    if kind == IMPLICIT and "prompt" in row:
+    if row_format == IMPLICIT and "prompt" in row:
         raise InputError(f"{where}:prompt: the first row has no such column; give it in every row")
     prompt: Text | None
     names: Sequence[str]
     piqa_label: int | None = None
-    if kind == PIQA:
+    if row_format == PIQA:
         prompt = f"{BEFORE_GOAL}{_string(row['goal'], where, 'goal')}{AFTER_GOAL}"
         first = _response(row, "sol1", where)
         second = _response(row, "sol2", where)
@@ -106,10 +106,10 @@ def make_record(
         )
         names = ("sol1", "sol2")
     else:
-        prompt = _text(row["prompt"], where, "prompt") if "prompt" in kind else None
-        names = kind[-2:] if kind != COMPLETION else kind[1:]
+        prompt = _text(row["prompt"], where, "prompt") if "prompt" in row_format else None
+        names = row_format[-2:] if row_format != COMPLETION else row_format[1:]
         responses = [_response(row, column, where) for column in names]
-        if kind == COMPLETION and isinstance(row.get("label"), bool):
+        if row_format == COMPLETION and isinstance(row.get("label"), bool):
             raise InputError(
                 f"{where}:label: rows marked good and bad one by one (unpaired preferences) fit no"
                 " loss here; keep the good rows without the label, or pair them"

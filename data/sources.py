@@ -85,15 +85,15 @@ def _splits(folder: Path) -> Source | None:
 def _named(folder: Path, names: Iterable[str]) -> Part | None:
     """The file `name.ext`, or the shards `name-00000-of-00002.ext`, of the first name there is."""
     for name in names:
-        kinds = []
+        formats = []
         for suffix in READERS:
             single = folder / f"{name}{suffix}"
             shards = sorted(folder.glob(f"{name}-[0-9]*-of-[0-9]*{suffix}"))
-            kinds += [[single]] if single.exists() else [shards] if shards else []
-        if len(kinds) > 1:
-            both = " and ".join(files[0].name for files in kinds)
+            formats += [[single]] if single.exists() else [shards] if shards else []
+        if len(formats) > 1:
+            both = " and ".join(files[0].name for files in formats)
             raise InputError(f"{folder}: both {both}; name the one to read", NO_INPUT)
-        for files in kinds:
+        for files in formats:
             label = str(files[0]) if len(files) == 1 else f"{folder}/{name}-*{files[0].suffix}"
             return Part(label, (found for file in files for found in read_file(file)))
     return None

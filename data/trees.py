@@ -6,7 +6,7 @@ those tokens once a response, and padding besides; a tree computes them once:
     rectangle  [Q u e s t i o n  a  b  c]        tree  [Q u e s t i o n  a  b  c  x  y]
                [Q u e s t i o n  a  x  y]                  shared (0)      1  1  2  2    branch
 
-Several trees stand in one row. Three integers a token say everything: which example it belongs
+Several trees stand in one row. Three integers a token describe it all: which example it belongs
 to, which branch (0 = shared by all responses) and which position. Token i sees token j when j is
 of the same example, is shared or on i's own branch, and is not later: `tree_mask`, one line. Every
 response token has one parent, the token whose hidden state predicts it, so its log-probability is
@@ -21,8 +21,8 @@ longest sequence, M distinct response tokens.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
 from os.path import commonprefix
 from typing import Any, Literal
 
@@ -37,56 +37,33 @@ ROW_TOKENS = 512  # target width of a packed row: attention is dense, and grows 
 
 
 @dataclass(frozen=True)
-class Trajectory:
-    """What a rollout fixed about its sequences; tensors are (S, T), 0 outside the mask."""
-
-    old_logps: Tensor  # of the policy that sampled, at the sampling temperature
-    old_values: Tensor  # of the critic then: V of the state before each token
-    advantages: Tensor
-    returns: Tensor
-    ref_logps: Tensor  # of the frozen reference; the policy's own where there is none
-    critic_only: bool = False  # the policy does not learn from this rollout
-
-    def of(self, sequences: Sequence[int], width: int) -> Trajectory:
-        """That of some sequences, the longest of which has `width` response tokens."""
-        return self._map(lambda x: x[list(sequences), :width])
-
-    def to(self, device: torch.device) -> Trajectory:
-        return self._map(lambda x: x.to(device))
-
-    def _map(self, change: Callable[[Tensor], Tensor]) -> Trajectory:
-        values: dict[str, Any] = {f.name: getattr(self, f.name) for f in fields(self)}
-        for name, value in values.items():
-            if isinstance(value, Tensor):
-                values[name] = change(value)
-        return Trajectory(**values)
-
-
-@dataclass(frozen=True)
 class TreeBatch:
     """Examples ready for one forward; sequences stand in the order of their examples' responses.
 
     T runs over response tokens; with prompts=True over prompt tokens too, which come first.
     """
 
+    # ---- what the model is given
     input_ids: Tensor  # (R, L)
     position_ids: Tensor  # (R, L)
     example: Tensor  # (R, L) number of the example, -1 for padding
     branch: Tensor  # (R, L) 0 for shared tokens, 1 .. k for a response's own
+    layout: Layout
+    include_last_token: bool  # the last token of every sequence was computed too
+    # ---- from its hidden states to sequences
     parents: Tensor  # (M,) flat index into (R, L): the token whose hidden state predicts ...
     targets: Tensor  # (M,) ... this token id
     gather: Tensor  # (S, T) index into M, 0 where the mask is False
     mask: Tensor  # (S, T) True on response tokens, the end token included
-    last: Tensor  # (S,) flat index of the last token of each sequence (only with leaves=True)
+    prompt_mask: Tensor  # (S, T) True on prompt tokens; all False unless packed with prompts=True
+    last: Tensor  # (S,) flat index of each sequence's last token (with include_last_token)
+    # ---- what is known of the sequences
+    index: Tensor  # (E,) position of the row in its data set
     ended: Tensor  # (S,) True where the last response token is the end token, not a cut
     characters: Tensor  # (S,) length of the response's text
-    margin: Tensor  # (E,)
-    index: Tensor  # (E,) position of the row in its data set
-    prompt_mask: Tensor  # (S, T) True on prompt tokens; all False unless packed with prompts=True
-    layout: Layout
-    leaves: bool  # the last token of every sequence was computed too
-    ref_logps: Tensor | None = None  # (S,) reference log-probs, summed over the response
-    trajectory: Trajectory | None = None  # of PPO's rollout
+    response_lengths: tuple[int, ...]  # (S,) sums of `mask`, known without asking the device
+    prompt_lengths: tuple[int, ...]  # (S,) sums of `prompt_mask`
+    columns: Mapping[str, Tensor] = field(default_factory=dict)  # (S,) or (S, T): what a loss reads
     dummy: bool = False  # stands in on a rank that has no row left: forward runs, nothing counts
 
     @property
@@ -95,19 +72,24 @@ class TreeBatch:
 
     @property
     def num_sequences(self) -> int:
-        return len(self.mask)
+        return len(self.response_lengths)
 
     @property
     def num_tokens(self) -> int:
         """Response tokens over all sequences (a token that two responses share counts twice)."""
-        return int(self.mask.sum())
+        return sum(self.response_lengths)
 
     def to(self, device: torch.device) -> TreeBatch:
         values: dict[str, Any] = {f.name: getattr(self, f.name) for f in fields(self)}
         for name, value in values.items():
-            if isinstance(value, (Tensor, Trajectory)):
+            if isinstance(value, Tensor):
                 values[name] = value.to(device)
+        values["columns"] = {name: column.to(device) for name, column in self.columns.items()}
         return TreeBatch(**values)
+
+    def with_columns(self, columns: Mapping[str, Tensor]) -> TreeBatch:
+        """The same batch with more columns, (S,) or (S, T) each."""
+        return replace(self, columns={**self.columns, **columns})
 
     def sequences(self, token_values: Tensor) -> Tensor:
         """(M,) values of the distinct response tokens -> (S, T), 0 outside the mask."""
@@ -124,8 +106,10 @@ class TreeBatch:
     def chosen(self) -> TreeBatch:
         """The same forward, but only the first response of every example is trained on."""
         step = self.num_sequences // self.num_examples
-        names = ("gather", "mask", "prompt_mask", "last", "ended", "characters")
-        return replace(self, **{name: getattr(self, name)[::step] for name in names})
+        names = ["gather", "mask", "prompt_mask", "last", "ended", "characters"]
+        names += ["response_lengths", "prompt_lengths"]
+        first: dict[str, Any] = {name: getattr(self, name)[::step] for name in names}
+        return replace(self, **first, columns={k: x[::step] for k, x in self.columns.items()})
 
 
 def shared_length(row: Row) -> int:
@@ -133,9 +117,9 @@ def shared_length(row: Row) -> int:
     return len(commonprefix(row.responses)) if len(row.responses) > 1 else 0
 
 
-def tree_tokens(row: Row, *, leaves: bool = False) -> int:
-    """Tokens that the row's tree computes; the last of a response only with `leaves`."""
-    shared, targets = shared_length(row), 0 if leaves else 1
+def tree_tokens(row: Row, *, include_last_token: bool = False) -> int:
+    """Tokens that the row's tree computes; a response's last only with `include_last_token`."""
+    shared, targets = shared_length(row), 0 if include_last_token else 1
     return len(row.prompt) + shared + sum(max(len(r) - shared - targets, 0) for r in row.responses)
 
 
@@ -157,21 +141,31 @@ def tree_mask(
 
 
 def pack(
-    rows: Sequence[Row], *, layout: Layout = "tree", leaves: bool = False, prompts: bool = False
+    rows: Sequence[Row],
+    *,
+    layout: Layout = "tree",
+    include_last_token: bool = False,
+    prompts: bool = False,
 ) -> TreeBatch:
     """Build the batch of `rows`, which must all have the same number of responses.
 
     Args:
         rows: encoded examples, in the order that the batch's examples and sequences will have.
         layout: "tree", or "rectangle" for one padded row a sequence.
-        leaves: also compute the last token of every response. It predicts nothing, so log-probs do
-            without it; a score is read there.
+        include_last_token: also compute the last token of every response. It predicts nothing, so
+            log-probs do without it; a score is read there.
         prompts: also give the log-probs of the prompt's tokens, all but the first.
     """
-    trees = [_Tree(row, k, leaves, prompts) for row in rows for k in _parts(row, layout)]
+    # ---- one tree a row (in the rectangle one a sequence), and which of them share a packed row
+    trees = [
+        _Tree(row, responses, include_last_token, prompts)
+        for row in rows
+        for responses in _parts(row, layout)
+    ]
     bins = _bins([len(tree.ids) for tree in trees], alone=layout == "rectangle")
     width = max(sum(len(trees[t].ids) for t in members) for members in bins)
 
+    # ---- the model's inputs: trees side by side, then padding, which is an example of its own
     shape = (len(bins), width)
     ids, positions, branches = (torch.zeros(shape, dtype=torch.long) for _ in range(3))
     examples = torch.full(shape, -1)
@@ -188,6 +182,7 @@ def pack(
             start = end
         positions[r, start:] = torch.arange(width - start)
 
+    # ---- from places in a tree to places in the batch
     parents: list[int] = []
     targets: list[int] = []
     paths: list[list[int]] = []
@@ -199,27 +194,30 @@ def pack(
         paths += [[base + node for node in path] for path in tree.paths]
         last += [offset + p for p in tree.last]
 
-    starts = torch.tensor([tree.context for tree in trees for _ in tree.paths])[:, None]
-    lengths = torch.tensor([len(path) for path in paths])[:, None]
-    longest = max(len(path) for path in paths)
+    # ---- sequences: `context` prompt tokens, then the response, then nothing
+    contexts = [tree.context for tree in trees for _ in tree.paths]
+    lengths = [len(path) for path in paths]
+    longest = max(lengths)
     column = torch.arange(longest)
+    starts, ends = torch.tensor(contexts)[:, None], torch.tensor(lengths)[:, None]
     return TreeBatch(
         input_ids=ids,
         position_ids=positions,
         example=examples,
         branch=branches,
+        layout=layout,
+        include_last_token=include_last_token,
         parents=torch.tensor(parents, dtype=torch.long),
         targets=torch.tensor(targets, dtype=torch.long),
         gather=torch.tensor([path + [0] * (longest - len(path)) for path in paths]),
-        mask=(starts <= column) & (column < lengths),
+        mask=(starts <= column) & (column < ends),
         prompt_mask=column < starts,
         last=torch.tensor(last),
+        index=torch.tensor([row.index for row in rows]),
         ended=torch.tensor([end for row in rows for end in row.ends]),
         characters=torch.tensor([n for row in rows for n in row.characters]),
-        margin=torch.tensor([row.margin for row in rows]),
-        index=torch.tensor([row.index for row in rows]),
-        layout=layout,
-        leaves=leaves,
+        response_lengths=tuple(n - c for n, c in zip(lengths, contexts, strict=True)),
+        prompt_lengths=tuple(contexts),
     )
 
 
@@ -229,31 +227,41 @@ def _parts(row: Row, layout: Layout) -> list[list[list[int]]]:
 
 
 class _Tree:
-    """One example's tokens in tree order; all indices are local to the tree."""
+    """One example's tokens in tree order; all indices are local to the tree.
 
-    def __init__(self, row: Row, responses: list[list[int]], leaves: bool, prompts: bool) -> None:
+    The trunk is what all responses share: the prompt and the tokens that every response begins
+    with. Tokens with a log-prob (targets) are numbered by node: the trunk's, then each branch's.
+    """
+
+    def __init__(
+        self, row: Row, responses: list[list[int]], include_last_token: bool, prompts: bool
+    ) -> None:
+        # The trunk: on branch 0, at positions 0, 1, 2, ...
         shared = len(commonprefix(responses)) if len(responses) > 1 else 0
         trunk = row.prompt + responses[0][:shared]
         self.ids, self.branches = list(trunk), [0] * len(trunk)
         self.positions = list(range(len(trunk)))
-        # Distinct tokens with a log-prob: first the trunk's, each the child of the one before it.
-        self.context = len(row.prompt) - 1 if prompts else 0  # how many of them are the prompt's
-        start = len(row.prompt) - self.context
-        self.parents = list(range(start - 1, len(trunk) - 1))
-        self.targets = trunk[start:]
-        common = len(self.targets)
+        # Its targets: the shared response tokens, and with `prompts` all of the prompt but its
+        # first token, which nothing predicts. Each is the child of the token before it.
+        self.context = len(row.prompt) - 1 if prompts else 0  # prompt tokens among the targets
+        first = len(row.prompt) - self.context
+        self.parents = list(range(first - 1, len(trunk) - 1))
+        self.targets = trunk[first:]
+        trunk_nodes = range(len(self.targets))
         self.paths: list[list[int]] = []
         self.last: list[int] = []
         for b, response in enumerate(responses, start=1):
+            # The branch: what this response has of its own, positions going on from the trunk's.
             own, start, node = response[shared:], len(self.ids), len(self.targets)
-            computed = own if leaves else own[:-1]
+            computed = own if include_last_token else own[:-1]  # the last token predicts nothing
             self.ids += computed
             self.branches += [b] * len(computed)
             self.positions += range(len(trunk), len(trunk) + len(computed))
-            # The first of the branch is predicted by the trunk's end, the rest by their neighbour.
+            # Its first token is predicted by the trunk's end, the others by their neighbour.
             self.parents += [len(trunk) - 1, *range(start, start + len(own) - 1)][: len(own)]
             self.targets += own
-            self.paths.append([*range(common), *range(node, node + len(own))])
+            # The sequence: the trunk's nodes, then its own; and the place of its last token.
+            self.paths.append([*trunk_nodes, *range(node, node + len(own))])
             self.last.append(start + len(own) - 1 if own else len(trunk) - 1)
 
 

@@ -4,15 +4,15 @@ The functions take tensors, return one un-reduced value a pair `(B,)` or a token
 in any float dtype. `LOSSES` is what the command line and the loop know: a name and a file each.
 """
 
-from losses import dpo, orpo, ppo, reward, sft
-from losses.advantages import gae, kl_estimate, masked_whiten
-from losses.base import Loss, LossOutput, masked_mean, masked_sum
-from losses.dpo import dpo_loss
-from losses.logprobs import token_logprobs
-from losses.orpo import log_odds, orpo_loss
-from losses.ppo import ppo_policy_loss, ppo_value_loss
-from losses.reward import reward_loss
-from losses.sft import sft_loss
+from . import dpo, orpo, ppo, reward, sft
+from .advantages import gae, kl_estimate, masked_whiten
+from .base import Loss, LossOutput, masked_mean, masked_sum
+from .dpo import dpo_loss
+from .logprobs import token_logprobs
+from .orpo import log_odds, orpo_loss
+from .ppo import ppo_policy_loss, ppo_value_loss
+from .reward import reward_loss
+from .sft import sft_loss
 
 MODULES = (sft, reward, dpo, orpo, ppo)
 LOSSES: dict[str, Loss] = {module.LOSS.name: module.LOSS for module in MODULES}

@@ -17,7 +17,7 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
-from losses.base import check_same_shape
+from .base import check_shapes
 
 KLKind = Literal["k1", "k2", "k3"]
 
@@ -31,7 +31,7 @@ def kl_estimate(logps: Tensor, ref_logps: Tensor, *, kind: KLKind = "k1") -> Ten
     Raises:
         ValueError: the shapes differ, or the kind is unknown.
     """
-    check_same_shape(logps=logps, ref_logps=ref_logps)
+    check_shapes(logps=(logps, "..."), ref_logps=(ref_logps, "..."))
     d = logps - ref_logps
     if kind == "k1":
         return d
@@ -66,13 +66,14 @@ def gae(
         (advantages, returns), both (B, T), exactly 0 where the mask is False.
 
     Raises:
-        ValueError: the shapes differ.
+        ValueError: the shapes are not these, or the mask is not bool.
     """
-    check_same_shape(rewards=rewards, values=values, mask=mask)
+    check_shapes(rewards=(rewards, "B T"), values=(values, "B T"), mask=(mask, "B T"))
+    if last_values is not None:
+        check_shapes(rewards=(rewards, "B T"), last_values=(last_values, "B"))
     rewards, values = torch.where(mask, rewards, 0.0), torch.where(mask, values, 0.0)
     next_advantage = values.new_zeros(values.shape[0])
     next_value = next_advantage if last_values is None else last_values
-    check_same_shape(last_values=next_value, rows=next_advantage)
     columns = []
     for t in reversed(range(values.shape[1])):
         delta = rewards[:, t] + gamma * next_value - values[:, t]  # eq. 11 of 1506.02438
@@ -95,9 +96,9 @@ def masked_whiten(x: Tensor, mask: Tensor, *, shift_mean: bool = True) -> Tensor
         (x - mean) / sqrt(var + 1e-8) [+ mean], exactly 0 where the mask is False.
 
     Raises:
-        ValueError: the shapes differ.
+        ValueError: the shapes differ, or the mask is not bool.
     """
-    check_same_shape(x=x, mask=mask)
+    check_shapes(x=(x, "..."), mask=(mask, "..."))
     x, count = torch.where(mask, x, 0.0), mask.sum().clamp(min=1)
     mean = x.sum() / count
     mean = mean + torch.where(mask, x - mean, 0.0).sum() / count  # what rounding took from it

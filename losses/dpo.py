@@ -26,23 +26,25 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import TYPE_CHECKING, Literal, get_args
 
 import torch
 from einops import rearrange
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from losses.base import (
+from .base import (
     Loss,
     LossOutput,
-    TreeBatch,
-    check_same_shape,
+    check_shapes,
     masked_mean,
     masked_sum,
-    metric,
     pairs,
+    sum_and_count,
 )
+
+if TYPE_CHECKING:
+    from data.trees import TreeBatch
 
 Variant = Literal["sigmoid", "robust", "ipo", "hinge"]
 
@@ -95,13 +97,14 @@ def dpo_loss(
         (B,) un-reduced losses.
 
     Raises:
-        ValueError: the shapes differ, the variant is unknown, or it has no use for the smoothing.
+        ValueError: the shapes are not (B,), the variant is unknown, or it has no use for the
+            smoothing.
     """
-    check_same_shape(
-        policy_chosen_logps=policy_chosen_logps,
-        policy_rejected_logps=policy_rejected_logps,
-        ref_chosen_logps=ref_chosen_logps,
-        ref_rejected_logps=ref_rejected_logps,
+    check_shapes(
+        policy_chosen_logps=(policy_chosen_logps, "B"),
+        policy_rejected_logps=(policy_rejected_logps, "B"),
+        ref_chosen_logps=(ref_chosen_logps, "B"),
+        ref_rejected_logps=(ref_rejected_logps, "B"),
     )
     policy_logratio = policy_chosen_logps - policy_rejected_logps
     ref_logratio = ref_chosen_logps - ref_rejected_logps
@@ -122,9 +125,8 @@ def dpo_loss(
 
 
 def step(logps: Tensor, batch: TreeBatch, config: DPOConfig) -> LossOutput:
-    assert batch.ref_logps is not None, "DPO needs the reference's log-probs in the batch"
     reduce = masked_sum if config.logp_reduction == "sum" else masked_mean
-    seq_logps, ref_logps = reduce(logps, batch.mask), batch.ref_logps  # (S,)
+    seq_logps, ref_logps = reduce(logps, batch.mask), batch.columns["ref_seq_logps"]  # (S,)
     if config.logp_reduction == "mean":
         ref_logps = ref_logps / batch.mask.sum(-1).clamp(min=1)
     policy_chosen, policy_rejected = rearrange(seq_logps, "(pairs two) -> two pairs", two=2)
@@ -144,17 +146,17 @@ def step(logps: Tensor, batch: TreeBatch, config: DPOConfig) -> LossOutput:
     return LossOutput(
         {"pairs": losses.sum()},
         {
-            "rewards/chosen": metric(chosen_rewards),
-            "rewards/rejected": metric(rejected_rewards),
-            "rewards/margins": metric(chosen_rewards - rejected_rewards),
-            "rewards/accuracies": metric(chosen_rewards > rejected_rewards),
-            "logps/chosen": metric(policy_chosen),
-            "logps/rejected": metric(policy_rejected),
+            "rewards/chosen": sum_and_count(chosen_rewards),
+            "rewards/rejected": sum_and_count(rejected_rewards),
+            "rewards/margins": sum_and_count(chosen_rewards - rejected_rewards),
+            "rewards/accuracies": sum_and_count(chosen_rewards > rejected_rewards),
+            "logps/chosen": sum_and_count(policy_chosen),
+            "logps/rejected": sum_and_count(policy_rejected),
         },
     )
 
 
-def at_start(config: DPOConfig) -> dict[str, float]:
+def expected_initial_metrics(config: DPOConfig) -> dict[str, float]:
     """While policy and reference are one, h is 0: ln 2 for the sigmoid, and no margin."""
     if config.ref_model is not None:
         return {}
@@ -173,8 +175,9 @@ LOSS = Loss(
     config=DPOConfig,
     step=step,
     units=pairs,
-    branches=2,
-    needs_reference=True,
+    responses_per_row=2,
     learning_rate=1e-6,  # TRL's DPOConfig; the paper's appendix B
-    at_start=at_start,
+    reads=("ref_seq_logps",),
+    needs=lambda config: frozenset({"reference"}),
+    expected_initial_metrics=expected_initial_metrics,
 )

@@ -22,22 +22,24 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import torch
 from einops import rearrange
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from losses.base import (
+from .base import (
     Loss,
     LossOutput,
-    TreeBatch,
-    check_same_shape,
+    check_shapes,
     masked_mean,
     masked_sum,
-    metric,
+    sum_and_count,
 )
+
+if TYPE_CHECKING:
+    from data.trees import TreeBatch
 
 
 @dataclass(frozen=True)
@@ -62,9 +64,9 @@ def log_odds(logp: Tensor) -> Tensor:
     """
     a = logp.clamp(max=-torch.finfo(logp.dtype).tiny)
     near_one = a > -math.log(2)
-    # Each branch of the second `where` is fed only what it can take, because the branch that is not
-    # chosen still runs backward, and 0 x inf there would be NaN.
-    log1mexp_near = torch.log(-torch.expm1(torch.where(near_one, a, -1.0)))
+    log1mexp_near = torch.log(-torch.expm1(a))
+    # The branch that is not chosen still runs backward. At p = 1 this one's slope is infinite, and
+    # 0 x inf would be NaN, so it is fed only what it can take; the other's is finite everywhere.
     log1mexp_far = torch.log1p(-torch.exp(torch.where(near_one, -1.0, a)))
     return a - torch.where(near_one, log1mexp_near, log1mexp_far)
 
@@ -82,14 +84,16 @@ def orpo_loss(
         (B,) un-reduced losses.
 
     Raises:
-        ValueError: the shapes differ.
+        ValueError: the shapes are not (B,).
     """
     return -chosen_mean_logps + lam * odds_ratio_loss(chosen_mean_logps, rejected_mean_logps)
 
 
 def odds_ratio_loss(chosen_mean_logps: Tensor, rejected_mean_logps: Tensor) -> Tensor:
     """(B,) -log σ(log odds(p_w) - log odds(p_l)): eq. 7, without λ. ValueError on other shapes."""
-    check_same_shape(chosen_mean_logps=chosen_mean_logps, rejected_mean_logps=rejected_mean_logps)
+    check_shapes(
+        chosen_mean_logps=(chosen_mean_logps, "B"), rejected_mean_logps=(rejected_mean_logps, "B")
+    )
     return -logsigmoid(log_odds(chosen_mean_logps) - log_odds(rejected_mean_logps))
 
 
@@ -103,22 +107,22 @@ def step(logps: Tensor, batch: TreeBatch, config: ORPOConfig) -> LossOutput:
     nll_pairs = nll_tokens / nll_mask.sum(-1).clamp(min=1)
     if config.nll_reduction == "pair":
         totals = {"pairs": (nll_pairs + config.lam * odds_ratio_losses).sum()}
-        nll = metric(nll_pairs)
+        nll = sum_and_count(nll_pairs)
     else:
         totals = {"pairs": config.lam * odds_ratio_losses.sum(), "tokens": nll_tokens.sum()}
-        nll = (metric(nll_tokens)[0], nll_mask.sum())
+        nll = (sum_and_count(nll_tokens)[0], nll_mask.sum())
     return LossOutput(
         totals,
         {
             "nll_loss": nll,
-            "odds_ratio_loss": metric(odds_ratio_losses),
-            "log_odds_ratio": metric(log_odds(chosen) - log_odds(rejected)),
-            "rewards/chosen": metric(config.lam * chosen),
-            "rewards/rejected": metric(config.lam * rejected),
-            "rewards/margins": metric(config.lam * (chosen - rejected)),
-            "rewards/accuracies": metric(chosen > rejected),
-            "mean_logps/chosen": metric(chosen),
-            "mean_logps/rejected": metric(rejected),
+            "odds_ratio_loss": sum_and_count(odds_ratio_losses),
+            "log_odds_ratio": sum_and_count(log_odds(chosen) - log_odds(rejected)),
+            "rewards/chosen": sum_and_count(config.lam * chosen),
+            "rewards/rejected": sum_and_count(config.lam * rejected),
+            "rewards/margins": sum_and_count(config.lam * (chosen - rejected)),
+            "rewards/accuracies": sum_and_count(chosen > rejected),
+            "mean_logps/chosen": sum_and_count(chosen),
+            "mean_logps/rejected": sum_and_count(rejected),
         },
     )
 
@@ -133,7 +137,10 @@ def units(batch: TreeBatch, config: ORPOConfig) -> dict[str, int]:
     """Pairs; and where the likelihood term is a mean over tokens, those tokens."""
     count = {"pairs": batch.num_examples}
     if config.nll_reduction == "token":
-        count["tokens"] = int(likelihood_mask(batch, config).sum())
+        lengths = batch.response_lengths[0::2]
+        if config.nll_scope == "full":
+            lengths += batch.prompt_lengths[0::2]
+        count["tokens"] = sum(lengths)
     return count
 
 
@@ -142,8 +149,7 @@ LOSS = Loss(
     config=ORPOConfig,
     step=step,
     units=units,
-    branches=2,
-    needs_reference=False,
+    responses_per_row=2,
     learning_rate=8e-6,  # TRL's examples/scripts/orpo.py
     packing=lambda config: {"prompts": config.nll_scope == "full"},
 )

@@ -20,18 +20,21 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import torch
 from torch import Tensor
 
-from losses.advantages import kl_estimate
-from losses.base import Loss, LossOutput, TreeBatch, check_same_shape, metric, tokens
-from losses.forward import ActorCriticOutput
+from .advantages import kl_estimate
+from .base import ActorCriticOutput, Loss, LossOutput, Need, check_shapes, sum_and_count, tokens
+from .sampling_config import SamplingConfig
+
+if TYPE_CHECKING:
+    from data.trees import TreeBatch
 
 
 @dataclass(frozen=True)
-class PPOConfig:
+class PPOConfig(SamplingConfig):
     reward: str | None = None
     """A reward model's directory or hub id, or module:function (default: pocket's exact grader)."""
     prompts: str | None = None
@@ -42,16 +45,6 @@ class PPOConfig:
     """Responses per rollout, over all processes; --batch_size of them make an optimizer step."""
     ppo_epochs: int = 4
     """Passes over each rollout (N+: 4)."""
-    max_new_tokens: int = 64
-    """Longest response, in tokens."""
-    stop_tokens: str | None = None
-    """Tokens that end a response, as the end token always does: <end_of_turn>,<|im_end|>."""
-    temperature: float = 1.0
-    """Divides the logits, when sampling and in every log-prob since."""
-    top_k: int = 0
-    """Sample among the k likeliest tokens; 0: all. Log-probs stay the whole distribution's."""
-    top_p: float = 1.0
-    """Sample among the fewest tokens with this share of the mass. Log-probs as with --top_k."""
     kl_coef: float = 0.05
     """Weight of the KL to the reference in every token's reward (InstructGPT's β; N+: 0.05)."""
     kl_estimator: Literal["k1", "k2", "k3"] = "k1"
@@ -86,26 +79,26 @@ class PPOConfig:
     """Weight of the value loss (N+: 0.1)."""
     entropy_coef: float = 0.0
     """Weight of an entropy bonus (none in InstructGPT)."""
+    critic_learning_rate: float | None = None
+    """Peak learning rate of the critic (default: --learning_rate)."""
     critic_warmup: int = 0
     """Rollouts in which only the critic learns."""
     target_kl: float | None = None
     """Leave a rollout once policy/approxkl_avg is above this."""
 
     def __post_init__(self) -> None:
-        sizes = ("rollout_size", "ppo_epochs", "max_new_tokens", "temperature", "kl_horizon")
+        super().__post_init__()
+        sizes = ("rollout_size", "ppo_epochs", "kl_horizon", "critic_learning_rate")
         weights = ("kl_coef", "kl_loss_coef", "value_coef", "entropy_coef", "missing_eos_penalty")
-        shares = ("gamma", "lam", "top_p")
         for name in (*sizes, "clip", "value_clip", "kl_target", "score_clip", "target_kl"):
             if getattr(self, name) is not None and not 0 < getattr(self, name) < math.inf:
                 raise ValueError(f"--{name} {getattr(self, name)} must be above 0 and finite")
-        for name in (*weights, "top_k", "critic_warmup"):
+        for name in (*weights, "critic_warmup"):
             if not 0 <= getattr(self, name) < math.inf:
                 raise ValueError(f"--{name} {getattr(self, name)} must not be negative, and finite")
-        for name in shares:
+        for name in ("gamma", "lam"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"--{name} {getattr(self, name)} must be between 0 and 1")
-        if self.top_p == 0:
-            raise ValueError("--top_p 0 leaves no token; 1 is off")
         if self.kl_target is not None and self.kl_coef == 0:
             raise ValueError("--kl_target needs a --kl_coef above 0 to start from")
 
@@ -134,9 +127,14 @@ def ppo_policy_loss(
         (B, T), exactly 0 where the mask is False.
 
     Raises:
-        ValueError: the shapes differ.
+        ValueError: the shapes are not (B, T), or the mask is not bool.
     """
-    check_same_shape(logps=logps, old_logps=old_logps, advantages=advantages, mask=mask)
+    check_shapes(
+        logps=(logps, "B T"),
+        old_logps=(old_logps, "B T"),
+        advantages=(advantages, "B T"),
+        mask=(mask, "B T"),
+    )
     # Masked before exp: what padding holds could overflow, and its gradient would be 0 x inf. A
     # real token's could too, so the ratio stops just below the largest number (e^87 in float32).
     log_ratio = torch.where(mask, logps - old_logps, 0.0)
@@ -162,41 +160,59 @@ def ppo_value_loss(
         (B, T), exactly 0 where the mask is False.
 
     Raises:
-        ValueError: the shapes differ.
+        ValueError: the shapes are not (B, T), or the mask is not bool.
     """
-    check_same_shape(values=values, old_values=old_values, returns=returns, mask=mask)
+    check_shapes(
+        values=(values, "B T"),
+        old_values=(old_values, "B T"),
+        returns=(returns, "B T"),
+        mask=(mask, "B T"),
+    )
     values, old_values, returns = (torch.where(mask, x, 0.0) for x in (values, old_values, returns))
     clipped = torch.clamp(values, old_values - clip, old_values + clip)
     return 0.5 * torch.maximum((values - returns) ** 2, (clipped - returns) ** 2)
 
 
 def step(outputs: ActorCriticOutput, batch: TreeBatch, config: PPOConfig) -> LossOutput:
-    assert batch.trajectory is not None, "PPO needs a rollout in the batch"
-    old, mask = batch.trajectory, batch.mask
     logps, values, _, entropies = outputs
-    policy_losses = ppo_policy_loss(logps, old.old_logps, old.advantages, mask, clip=config.clip)
-    value_losses = ppo_value_loss(values, old.old_values, old.returns, mask, clip=config.value_clip)
-    kl = torch.where(mask, kl_estimate(logps, old.ref_logps, kind="k2"), 0.0)
+    mask, columns = batch.mask, batch.columns
+    old_logps, old_values = columns["old_logps"], columns["old_values"]
+    policy_losses = ppo_policy_loss(logps, old_logps, columns["advantages"], mask, clip=config.clip)
+    value_losses = ppo_value_loss(
+        values, old_values, columns["returns"], mask, clip=config.value_clip
+    )
+    kl = torch.where(mask, kl_estimate(logps, columns["ref_logps"], kind="k2"), 0.0)
     of_policy = policy_losses + config.kl_loss_coef * kl - config.entropy_coef * entropies
-    losses = (0.0 if old.critic_only else 1.0) * of_policy + config.value_coef * value_losses
+    losses = columns["policy_weight"][:, None] * of_policy + config.value_coef * value_losses
 
-    log_ratio = torch.where(mask, logps - old.old_logps, 0.0).detach()
+    log_ratio = torch.where(mask, logps - old_logps, 0.0).detach()
     ratio = log_ratio.exp()
     clipped = (ratio - 1).abs() > config.clip
-    value_clipped = (values - old.old_values).abs() > config.value_clip
+    value_clipped = (values - old_values).abs() > config.value_clip
     return LossOutput(
         {"tokens": losses.sum()},
         {
-            "loss/policy_avg": metric(policy_losses, mask),
-            "loss/value_avg": metric(value_losses, mask),
-            "policy/approxkl_avg": metric(0.5 * log_ratio**2, mask),
-            "policy/clipfrac_avg": metric(clipped, mask),
-            "val/clipfrac_avg": metric(value_clipped, mask),
-            "val/ratio": metric(ratio, mask),
-            "val/ratio_minus_1_squared": metric((ratio - 1) ** 2, mask),
+            "loss/policy_avg": sum_and_count(policy_losses, mask),
+            "loss/value_avg": sum_and_count(value_losses, mask),
+            "policy/approxkl_avg": sum_and_count(0.5 * log_ratio**2, mask),
+            "policy/clipfrac_avg": sum_and_count(clipped, mask),
+            "val/clipfrac_avg": sum_and_count(value_clipped, mask),
+            "val/ratio": sum_and_count(ratio, mask),
+            "val/ratio_minus_1_squared": sum_and_count((ratio - 1) ** 2, mask),
         }
-        | ({"policy/entropy_avg": metric(entropies, mask)} if config.entropy_coef else {}),
+        | ({"policy/entropy_avg": sum_and_count(entropies, mask)} if config.entropy_coef else {}),
     )
+
+
+def needs(config: PPOConfig) -> frozenset[Need]:
+    """Sampled responses and a critic; a reference where a KL to it is asked for."""
+    always: frozenset[Need] = frozenset({"rollouts", "critic"})
+    return always | {"reference"} if config.needs_reference else always
+
+
+def expected_initial_metrics(config: PPOConfig) -> dict[str, float]:
+    """While policy and reference are one, the KL between them is 0."""
+    return {"kl": 0.0} if config.needs_reference and config.ref_model is None else {}
 
 
 LOSS = Loss(
@@ -204,10 +220,12 @@ LOSS = Loss(
     config=PPOConfig,
     step=step,
     units=tokens,
-    branches=1,
-    needs_reference=False,  # its own is asked about what was sampled: rollout/experience.py
+    responses_per_row=1,
     learning_rate=3e-6,  # N+ (2403.17031), table 5
-    model="actor_critic",
-    packing=lambda config: {"leaves": config.bootstraps},
-    at_start=lambda config: {"kl": 0.0} if config.needs_reference and not config.ref_model else {},
+    # What a rollout fixes about its responses (rollout/experience.py): (S, T), but for the last,
+    # (S,), which is 0 while only the critic learns.
+    reads=("old_logps", "old_values", "advantages", "returns", "ref_logps", "policy_weight"),
+    needs=needs,
+    packing=lambda config: {"include_last_token": config.bootstraps},
+    expected_initial_metrics=expected_initial_metrics,
 )

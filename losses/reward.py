@@ -15,12 +15,16 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from einops import rearrange
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from losses.base import Loss, LossOutput, TreeBatch, check_same_shape, metric, pairs
+from .base import Loss, LossOutput, check_shapes, pairs, sum_and_count
+
+if TYPE_CHECKING:
+    from data.trees import TreeBatch
 
 
 @dataclass(frozen=True)
@@ -51,29 +55,29 @@ def reward_loss(
         (B,) -log σ(r_w - r_l - margin) + center_coef (r_w + r_l)².
 
     Raises:
-        ValueError: the shapes differ.
+        ValueError: the shapes are not these.
     """
-    check_same_shape(chosen_scores=chosen_scores, rejected_scores=rejected_scores)
+    check_shapes(chosen_scores=(chosen_scores, "B"), rejected_scores=(rejected_scores, "B"))
     gap = chosen_scores - rejected_scores
     if margin is not None:
-        check_same_shape(chosen_scores=chosen_scores, margin=margin)
+        check_shapes(chosen_scores=(chosen_scores, "B"), margin=(margin, "B"))
         gap = gap - margin
     return -logsigmoid(gap) + center_coef * (chosen_scores + rejected_scores) ** 2
 
 
 def step(scores: Tensor, batch: TreeBatch, config: RewardConfig) -> LossOutput:
     chosen, rejected = rearrange(scores, "(pairs two) -> two pairs", two=2)
-    margin = batch.margin.to(scores.dtype)  # 0 where the data has no such column
+    margin = batch.columns["margin"][0::2].to(scores.dtype)  # of the pair: the same for both
     losses = reward_loss(chosen, rejected, margin=margin, center_coef=config.center_coef)
     return LossOutput(
         {"pairs": losses.sum()},
         {
-            "accuracy": metric(chosen > rejected),
-            "margin": metric(chosen - rejected),
-            "mean_reward": metric(scores),
-            "mean_squared_reward": metric(scores**2),
-            "rewards/chosen": metric(chosen),
-            "rewards/rejected": metric(rejected),
+            "accuracy": sum_and_count(chosen > rejected),
+            "margin": sum_and_count(chosen - rejected),
+            "mean_reward": sum_and_count(scores),
+            "mean_squared_reward": sum_and_count(scores**2),
+            "rewards/chosen": sum_and_count(chosen),
+            "rewards/rejected": sum_and_count(rejected),
         },
     )
 
@@ -83,9 +87,9 @@ LOSS = Loss(
     config=RewardConfig,
     step=step,
     units=pairs,
-    branches=2,
-    needs_reference=False,
+    responses_per_row=2,
     learning_rate=1e-5,  # Llama 2 (arXiv 2307.09288), section 3.2.2, for its smaller models
-    model="score",
-    packing=lambda config: {"leaves": True},
+    task="seq_cls",
+    reads=("margin",),
+    packing=lambda config: {"include_last_token": True},
 )

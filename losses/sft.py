@@ -14,11 +14,15 @@ Not here: loss on the prompt, packing across rows (the token trees do it without
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from losses.base import Loss, LossOutput, TreeBatch, check_same_shape, tokens
+from .base import Loss, LossOutput, check_shapes, tokens
+
+if TYPE_CHECKING:
+    from data.trees import TreeBatch
 
 
 @dataclass(frozen=True)
@@ -37,9 +41,9 @@ def sft_loss(logps: Tensor, mask: Tensor) -> Tensor:
         (B, T) -logps, exactly 0 where the mask is False.
 
     Raises:
-        ValueError: the two shapes differ.
+        ValueError: the shapes are not these, or the mask is not bool.
     """
-    check_same_shape(logps=logps, mask=mask)
+    check_shapes(logps=(logps, "B T"), mask=(mask, "B T"))
     return torch.where(mask, -logps, 0.0)
 
 
@@ -53,7 +57,6 @@ LOSS = Loss(
     config=SFTConfig,
     step=step,
     units=tokens,
-    branches=1,
-    needs_reference=False,
+    responses_per_row=1,
     learning_rate=2e-5,  # TRL's SFTConfig; Zephyr-7B (arXiv 2310.16944)
 )

@@ -1,1 +1,1 @@
-"""Rollouts: what the policy says to a prompt (`sample`) and what that is worth (`score`)."""
+"""Rollouts: responses sampled from the policy, their scores, and PPO's steps over them."""

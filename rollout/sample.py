@@ -1,8 +1,8 @@
 """Responses drawn from a causal LM, each token with the log-probability it was drawn with.
 
 The whole loop is here: one prefill over left-padded prompts, then one token a row and step with a
-key-value cache. A row that has ended leaves the batch, cache and all, so a step costs what the rows
-still going cost. Nothing is read from the model's generation_config: what is not in `Sampling` does
+key-value cache. A row that has ended leaves the batch, cache and all, so a step costs what the
+active rows cost. Nothing is read from the model's generation_config: what is not in `Sampling` does
 not happen.
 
 A draw is an inverse CDF: one uniform number a row and step, from a stream that belongs to the row
@@ -10,7 +10,7 @@ alone. So a row's response does not depend on which rows share its batch, on whe
 on how `max_tokens` cuts the prompts. (Only rounding in the logits does, and it shows where a number
 falls within it of the border between two tokens.)
 
-Shapes: G rows of a group, g of them still going, W longest prompt, V vocabulary.
+Shapes: G rows of a group, g of them still active, W longest prompt, V vocabulary.
 """
 
 from __future__ import annotations
@@ -80,7 +80,7 @@ class Sampled:
 
     `logps` are those of log softmax(logits / temperature) over the whole vocabulary, whatever top-k
     and top-p left of it. PPO's ratio is between two such distributions, and the training forward
-    computes the other one (`losses.forward.Policy`): dividing only one of them by the kept mass
+    computes the other one (`models.forward.Policy`): dividing only one of them by the kept mass
     would put the ratio off 1 before any update. Top-k and top-p bias which tokens are seen, and
     that is all they do.
     """
@@ -97,7 +97,7 @@ def sample(
     generator: torch.Generator,
     *,
     max_tokens: int = 16384,
-    rows: Sequence[int] | None = None,
+    prompt_index: Sequence[int] | None = None,
 ) -> list[Sampled]:
     """One response to each prompt, in their order.
 
@@ -107,17 +107,18 @@ def sample(
         generator: gives one number a call, the seed of all rows' streams; on any device.
         max_tokens: prompt and response tokens, padding included, that a batch may come to; a
             prompt that is longer by itself stands alone.
-        rows: the prompts' numbers, default 0, 1, ...: a prompt's stream follows from its number. A
-            rank that samples prompts[rank::ranks] and numbers them so gets what one process would.
+        prompt_index: (len(prompts),) a number for each prompt, default 0, 1, ...: its stream of
+            random numbers follows from that. A rank that samples prompts[rank::ranks] and numbers
+            them so gets what one process would.
 
     Raises:
         ValueError: a prompt without tokens, or not one number a prompt.
         FloatingPointError: the logits are NaN or infinite.
     """
-    numbers = range(len(prompts)) if rows is None else rows
-    if len(numbers) != len(prompts):
-        raise ValueError(f"{len(numbers)} row numbers for {len(prompts)} prompts")
-    for number, prompt in zip(numbers, prompts, strict=True):
+    prompt_index = range(len(prompts)) if prompt_index is None else prompt_index
+    if len(prompt_index) != len(prompts):
+        raise ValueError(f"{len(prompt_index)} row numbers for {len(prompts)} prompts")
+    for number, prompt in zip(prompt_index, prompts, strict=True):
         if len(prompt) == 0:
             raise ValueError(f"prompt {number} has no token for the first one to follow")
     seed = torch.randint(2**62, (), generator=generator, device=generator.device).item()
@@ -130,7 +131,7 @@ def sample(
             width = len(prompts[order[0]]) + sampling.max_new_tokens
             count = max(1, max_tokens // width)
             group, order = order[:count], order[count:]
-            streams = [random.Random(f"{seed}/{numbers[i]}") for i in group]
+            streams = [random.Random(f"{seed}/{prompt_index[i]}") for i in group]
             uniforms = [[s.random() for _ in range(sampling.max_new_tokens)] for s in streams]
             responses = _sample_group(model, [prompts[i] for i in group], sampling, uniforms)
             results.update(zip(group, responses, strict=True))
@@ -146,6 +147,7 @@ def _sample_group(
     """Responses to prompts that fit one batch; uniforms[row][step] decides a draw."""
     from transformers import DynamicCache
 
+    # Left-padded prompts: the mask of prompt and response, and positions that begin after padding.
     width, steps = max(map(len, prompts)), sampling.max_new_tokens
     padding = torch.tensor([width - len(prompt) for prompt in prompts])[:, None]
     mask = torch.arange(width + steps) >= padding  # (G, W + steps)
@@ -153,17 +155,19 @@ def _sample_group(
     ids[mask[:, :width]] = torch.tensor([token for prompt in prompts for token in prompt])
     positions = (mask[:, :width].cumsum(-1) - 1).clamp(min=0)
 
+    # What is drawn, on the model's device; -1 is a token that was not reached.
     device = model.device
     ids, positions, mask = ids.to(device), positions.to(device), mask.long().to(device)
     draws = torch.tensor(uniforms, dtype=torch.float64, device=device)  # (G, steps)
     stops = torch.tensor(sampling.stop_ids, dtype=torch.long, device=device)
-    tokens = torch.full((len(prompts), steps), -1, device=device)  # -1: not reached
+    tokens = torch.full((len(prompts), steps), -1, device=device)
     logps = torch.zeros((len(prompts), steps), dtype=torch.float64, device=device)
-    going = torch.arange(len(prompts), device=device)  # the rows still in the batch
+    active = torch.arange(len(prompts), device=device)  # the rows still in the batch
     cache = DynamicCache(config=model.config)
     last_only = _last_only(model)
 
     for step in range(steps):
+        # One forward: the whole prompt in the first step, afterwards the token just drawn.
         output = model(
             input_ids=ids,
             attention_mask=mask[:, : width + step],
@@ -173,22 +177,24 @@ def _sample_group(
             **last_only,
         )
         drawn, logp = draw(output.logits[:, -1], sampling, draws[:, step])
-        tokens[going, step], logps[going, step] = drawn, logp.double()
+        tokens[active, step], logps[active, step] = drawn, logp.double()
         ids, positions = drawn[:, None], positions[:, -1:] + 1
-        on = ~torch.isin(drawn, stops)
-        if not on.all():
-            kept: Any = on.nonzero()[:, 0]
-            if len(kept) == 0:
-                going = kept
+
+        # Rows that drew a stop token leave the batch, and their keys and values the cache.
+        continues = ~torch.isin(drawn, stops)
+        if not continues.all():
+            rows: Any = continues.nonzero()[:, 0]
+            if len(rows) == 0:
+                active = rows
                 break
-            ids, positions, mask, draws, going = (
-                x.index_select(0, kept) for x in (ids, positions, mask, draws, going)
+            ids, positions, mask, draws, active = (
+                x.index_select(0, rows) for x in (ids, positions, mask, draws, active)
             )
-            cache.reorder_cache(kept)  # made for beams: selects rows, here fewer than there were
+            cache.reorder_cache(rows)  # made for beams: selects rows, here fewer than there were
 
     if not logps.isfinite().all():
         raise FloatingPointError("the policy's logits are NaN or infinite: nothing to sample from")
-    unfinished = set(going.tolist())
+    unfinished = set(active.tolist())
     lengths = (tokens >= 0).sum(-1).tolist()
     return [
         Sampled(t[:n], p[:n], row not in unfinished)

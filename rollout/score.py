@@ -1,10 +1,10 @@
-"""What a response is worth: any function of prompts and responses, or a trained reward model.
+"""What a response is worth: any function of prompts and responses.
 
     def brevity(prompts: list[str], responses: list[str]) -> list[float]:
         return [-len(response) for response in responses]
 
 in `my_rewards.py` is named `my_rewards:brevity`. `score` calls it in batches and checks all that it
-returns: a wrong reward must end the run with a line that says which, and never train on it.
+returns: a wrong reward ends the run with a line that names the row, and is never trained on.
 """
 
 from __future__ import annotations
@@ -16,20 +16,10 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from numbers import Real
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, cast
 
-import torch
-
-from data.batches import cover
-from data.encode import Row, encode_records
 from data.errors import NO_INPUT, USAGE, InputError
 from data.readers import short
-from data.rows import Record
-from data.trees import Layout, pack, tree_tokens
-from losses.forward import Scorer
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 Reward = Callable[[list[str], list[str]], Sequence[float]]  # (prompts, responses) -> one score each
 
@@ -66,8 +56,8 @@ def load_reward(spec: str) -> Reward:
         raise InputError(f"reward {spec}: {module_name} has no {name}{guess}", NO_INPUT)
     reward: Any = getattr(module, name)
     if not callable(reward):
-        kind = type(reward).__name__
-        raise InputError(f"reward {spec}: {name} is of type {kind}, not a function", USAGE)
+        found = type(reward).__name__
+        raise InputError(f"reward {spec}: {name} is of type {found}, not a function", USAGE)
     return cast(Reward, reward)
 
 
@@ -94,13 +84,11 @@ def score(
 def _score_batch(
     reward: Reward, prompts: list[str], responses: list[str], batch: range
 ) -> list[float]:
-    def fail(rows: range, reason: str, cause: Exception | None = None) -> InputError:
+    def fail(rows: range, reason: str) -> InputError:
         first = rows[0]
         at = f"row {first + 1}" if len(rows) == 1 else f"rows {first + 1} to {rows[-1] + 1}"
         texts = f"prompt {short(prompts[first])}, response {short(responses[first])}"
-        error = InputError(f"reward {name_of(reward)}, {at} ({texts}): {reason}")
-        error.__cause__ = cause
-        return error
+        return InputError(f"reward {name_of(reward)}, {at} ({texts}): {reason}")
 
     def call(rows: range) -> Any:
         part = slice(rows.start, rows.stop)  # copies: what the function does to them stays there
@@ -115,8 +103,8 @@ def _score_batch(
             try:  # which row it is can be found only by asking for each
                 call(range(i, i + 1))
             except Exception as alone:
-                raise fail(range(i, i + 1), f"it raises {_one_line(alone)}", alone) from alone
-        raise fail(batch, f"it raises {_one_line(error)}", error) from error
+                raise fail(range(i, i + 1), f"it raises {_one_line(alone)}") from alone
+        raise fail(batch, f"it raises {_one_line(error)}") from error
 
     values = given.tolist() if hasattr(given, "tolist") else given
     if not isinstance(values, (list, tuple)):
@@ -149,78 +137,3 @@ def name_of(reward: Reward) -> str:
 def _one_line(error: Exception) -> str:
     text = " ".join(f"{type(error).__name__}: {error}".split()).rstrip(":")
     return text if len(text) <= 160 else f"{text[:157]}..."
-
-
-class ModelReward:
-    """A `Reward` from a sequence classifier with one output, as `--loss reward` trains it.
-
-    Texts become tokens by the rules they were trained with (data/encode.py), one end token
-    included, and the score is read at the last. A response that has no tokens, which training
-    drops, is its end token alone.
-    """
-
-    def __init__(
-        self,
-        model: PreTrainedModel,
-        tokenizer: PreTrainedTokenizerBase,
-        *,
-        max_tokens: int = 4096,
-        max_length: int = 1024,
-        layout: Layout = "tree",
-    ) -> None:
-        """
-        Args:
-            max_tokens: tokens of a micro-batch.
-            max_length: a longer text keeps its start, as in training.
-            layout: "rectangle" for models that do not take the mask of a token tree.
-
-        Raises:
-            InputError: the model has more than one output, or none where it is looked for.
-        """
-        kind, labels = type(model).__name__, model.config.num_labels
-        if labels != 1:
-            raise InputError(
-                f"reward model: {kind} has num_labels {labels}, and a score is one number;"
-                " give a sequence classifier with num_labels 1, such as --loss reward trains",
-                USAGE,
-            )
-        if not hasattr(model, "score"):
-            raise InputError(
-                f"reward model: {kind} has no head `score` on a causal language model;"
-                " give a sequence classifier such as --loss reward trains",
-                USAGE,
-            )
-        self.model = model.eval()
-        self.scorer = Scorer(model)
-        self.tokenizer = tokenizer
-        self.max_tokens, self.max_length, self.layout = max_tokens, max_length, layout
-
-    def __call__(self, prompts: list[str], responses: list[str]) -> list[float]:
-        rows = self._rows(prompts, responses) if prompts else []
-        scores = [0.0] * len(rows)
-        lengths = [tree_tokens(row, leaves=True) for row in rows]
-        for part in cover(lengths, 1, self.max_tokens)[0]:
-            batch = pack([rows[i] for i in part], layout=self.layout, leaves=True)
-            with torch.no_grad():
-                values = self.scorer(batch.to(self.model.device)).tolist()
-            for i, value in zip(part, values, strict=True):
-                scores[i] = value
-        return scores
-
-    def _rows(self, prompts: list[str], responses: list[str]) -> list[Row]:
-        # Each prompt once more with the end token alone, which stands in where a row is dropped.
-        end = str(self.tokenizer.eos_token)
-        texts = list(zip(prompts, responses, strict=True)) + [(prompt, end) for prompt in prompts]
-        records = [Record(prompt, response, None) for prompt, response in texts]
-        encoded = encode_records(records, self.tokenizer, max_length=self.max_length)
-        found = dict(zip(encoded.source, encoded.rows, strict=True))
-        rows = []
-        for i, prompt in enumerate(prompts):
-            row = found.get(i, found.get(len(prompts) + i))
-            if row is None:
-                raise InputError(
-                    f"reward model, row {i + 1} (prompt {short(prompt)}): no room for a response in"
-                    f" max_length {self.max_length}; raise it, or leave out long prompts"
-                )
-            rows.append(row)
-        return rows

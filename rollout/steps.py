@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from collections.abc import Iterator, Mapping, Sequence
 
-from data.batches import split, step_rows
-from data.encode import Row
-from data.trees import Trajectory, TreeBatch, pack, tree_tokens
-from rollout.experience import Prompt, Rollouts, RolloutState, rollout
+from data.batches import micro_batches, step_rows
+from data.trees import TreeBatch
+from losses.ppo import PPOConfig
+from rollout.experience import Prompt, Rollouts, rollout
+from rollout.state import RolloutState
 
 
 def rollout_steps(
@@ -28,49 +28,46 @@ def rollout_steps(
 ) -> Iterator[list[TreeBatch]]:
     """This rank's micro-batches of every optimizer step, `steps` at most; step 6.
 
-    A rollout left early (--target_kl) is not made up for by another.
+    Continues from `state` and updates it: at a yield it already counts the step that is yielded. A
+    rollout left early (--target_kl) is not made up for by another.
     """
     config, accelerator = rollouts.config, rollouts.accelerator
     ranks, rank = accelerator.num_processes, accelerator.process_index
     size = config.rollout_size
-    per_rollout = config.ppo_epochs * (size // batch_size)
-    for number in range(1, math.ceil(steps / per_rollout) + 1):
-        chosen = step_rows(number, len(prompts), size, seed)
-        mine = range(rank, size, ranks)
-        rows, trajectory = rollout(
-            rollouts, [prompts[chosen[i]] for i in mine], list(mine), _seed(seed, number), state
-        )
-        done = (number - 1) * per_rollout
-        for epoch in range(config.ppo_epochs):
-            # One order for all ranks: who meets in a step does not depend on how many there are.
-            order = random.Random(f"{seed}/{number}/{epoch}").sample(range(size), size)
-            for start in range(0, size, batch_size):
-                if done == steps:
-                    return
-                done += 1
-                step = order[start : start + batch_size]
-                picked = [i // ranks for i in step if i % ranks == rank]
-                lengths = [tree_tokens(rows[i], leaves=config.bootstraps) for i in picked]
-                parts = split(lengths, 1, rollouts.max_tokens)[0]  # an empty one if none is picked
-                yield [
-                    _batch(rollouts, rows, trajectory, [picked[p] for p in part]) for part in parts
-                ]
-                if config.target_kl and state.last_step["policy/approxkl_avg"] > config.target_kl:
-                    break
-            else:
-                continue
-            break
+    per_epoch = size // batch_size
+    per_rollout = config.ppo_epochs * per_epoch
+    planned = math.ceil(steps / per_rollout)
+    while True:
+        # The next rollout, where nothing of the present one is left to train on.
+        if state.experience is None or state.next_minibatch == per_rollout:
+            if state.number == planned:
+                return
+            chosen = step_rows(state.number + 1, len(prompts), size, seed)
+            mine = range(rank, size, ranks)
+            drawn_by = _seed(seed, state.number + 1)
+            picked = [prompts[chosen[i]] for i in mine]
+            state.experience = rollout(rollouts, picked, list(mine), drawn_by, state)
+            state.number, state.next_minibatch = state.number + 1, 0
+        if (state.number - 1) * per_rollout + state.next_minibatch == steps:
+            return
+
+        # The next of its minibatches. One order for all ranks: which responses meet in a step does
+        # not depend on how many ranks there are.
+        epoch, place = divmod(state.next_minibatch, per_epoch)
+        order = random.Random(f"{seed}/{state.number}/{epoch}").sample(range(size), size)
+        minibatch = order[place * batch_size : (place + 1) * batch_size]
+        rows = [i // ranks for i in minibatch if i % ranks == rank]
+        split = state.experience.split
+        lengths = [split.lengths[i] for i in rows]
+        parts = micro_batches(lengths, 1, rollouts.max_tokens)[0]  # one, empty, if none is picked
+        state.next_minibatch += 1
+        yield [split.batch([rows[p] for p in part], accelerator.device) for part in parts]
 
 
-def _batch(
-    rollouts: Rollouts, rows: Sequence[Row], trajectory: Trajectory, members: Sequence[int]
-) -> TreeBatch:
-    """Responses and what their rollout says of them; a stand-in that counts nothing if none."""
-    leaves = rollouts.config.bootstraps
-    batch = pack([rows[i] for i in members or [0]], layout=rollouts.layout, leaves=leaves)
-    batch = batch.to(rollouts.accelerator.device)
-    part = trajectory.of(members or [0], batch.mask.shape[1])
-    return replace(batch, trajectory=part, dummy=not members)
+def leave_early(state: RolloutState, config: PPOConfig, metrics: Mapping[str, float]) -> None:
+    """Train no further on the present rollout if the step just made moved the policy too far."""
+    if config.target_kl is not None and metrics["policy/approxkl_avg"] > config.target_kl:
+        state.experience = None
 
 
 def _seed(seed: int, number: int) -> int:

@@ -21,26 +21,17 @@ import tyro
 import yaml
 
 from data.errors import NO_INPUT, USAGE, InputError
-from runtime.config import TrainConfig
+from runtime.config import Args, TrainConfig
 
 ROOT = Path(__file__).resolve().parent.parent
 
-TYRO_SAYS = {  # and how a user reads it
+PLAIN_ERRORS = {  # tyro's words, and how a user reads them
     r"Error parsing (--\w+): no type .* from \[('.*?')\]\..*": r"\1: \2 is not valid here",
     r"Error parsing (--\w+): could not convert string to float: (.*)": r"\1: \2 is not a number",
     r"Error parsing (--\w+): invalid literal for int.*: (.*)": r"\1: \2 is not a whole number",
     r"invalid choice (.*) for argument '(--\w+)'. Expected .*\((.*)\).*": r"\2: \1 is none of \3",
     r"Missing value for argument '(--\w+)'.*": r"\1: its value is missing",
 }
-
-
-@dataclass(frozen=True)
-class Args:
-    """What the user asked for, and of every value that is not the default where it is from."""
-
-    config: TrainConfig
-    loss_flags: dict[str, Any]
-    origin: dict[str, str]
 
 
 @dataclass(frozen=True)
@@ -57,24 +48,62 @@ def loss_files() -> dict[str, Path]:
     return {f.stem: f for f in files if re.search(r"^LOSS = ", f.read_text("utf-8"), re.M)}
 
 
-def read_flags(path: Path) -> list[Flag]:
-    """The fields of the config class in `path`, read without running the file."""
-    body = ast.parse(path.read_text("utf-8")).body
+def loss_flags(loss: str) -> list[Flag]:
+    """The flags of a loss: those of the class that its LOSS record names as `config`."""
+    path = loss_files()[loss]
+    for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+        if isinstance(node, ast.keyword) and node.arg == "config":
+            return read_flags(path, ast.unparse(node.value))
+    raise TypeError(f"{path}: no Loss(config=...) names the class of its flags")
+
+
+def read_flags(path: Path, class_name: str) -> list[Flag]:
+    """The fields of a config class and of its base classes, read without running the file.
+
+    Raises:
+        TypeError: the class, a base class or a field cannot be read so; it would lose flags.
+    """
+    module = ast.parse(path.read_text("utf-8"))
+    config = next((n for n in module.body if getattr(n, "name", None) == class_name), None)
+    if not isinstance(config, ast.ClassDef):
+        raise TypeError(f"{path}: no class {class_name}")
+    flags: dict[str, Flag] = {}  # an overridden field keeps its place, as in a dataclass
+    for base in reversed(config.bases):
+        flags |= {flag.name: flag for flag in read_flags(*_base_class(base, module, path))}
     aliases = {
         target.id: node.value
-        for node in body
+        for node in module.body
         if isinstance(node, ast.Assign)
         for target in node.targets
         if isinstance(target, ast.Name)
     }
-    config = next(n for n in body if isinstance(n, ast.ClassDef) and n.name.endswith("Config"))
-    flags = []
     for node, below in zip(config.body, [*config.body[1:], None], strict=True):
         if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
-            text = ast.literal_eval(below.value) if isinstance(below, ast.Expr) else ""
-            default = ast.literal_eval(node.value) if node.value else MISSING
-            flags.append(Flag(node.target.id, _type(node.annotation, aliases), default, text))
-    return flags
+            try:
+                text = ast.literal_eval(below.value) if isinstance(below, ast.Expr) else ""
+                default = ast.literal_eval(node.value) if node.value else MISSING
+                flag_type = _type(node.annotation, aliases)
+            except (ValueError, KeyError) as error:
+                where = f"{path}:{node.lineno}"
+                raise TypeError(f"{where}: {ast.unparse(node)} cannot be a flag") from error
+            flags[node.target.id] = Flag(node.target.id, flag_type, default, text)
+    return list(flags.values())
+
+
+def _base_class(base: ast.expr, module: ast.Module, path: Path) -> tuple[Path, str]:
+    """The file and the name of a base class: of the same file, or imported from this project."""
+    name = ast.unparse(base)
+    if any(isinstance(n, ast.ClassDef) and n.name == name for n in module.body):
+        return path, name
+    for node in module.body:
+        if isinstance(node, ast.ImportFrom):
+            for alias in node.names:
+                if name == (alias.asname or alias.name):
+                    folder = path.parents[node.level - 1] if node.level else ROOT
+                    file = folder.joinpath(*(node.module or "").split(".")).with_suffix(".py")
+                    if file.exists():
+                        return file, alias.name
+    raise TypeError(f"{path}: the base class {name} is neither here nor imported from this project")
 
 
 def _type(node: ast.expr, aliases: dict[str, ast.expr]) -> Any:
@@ -87,9 +116,9 @@ def _type(node: ast.expr, aliases: dict[str, ast.expr]) -> Any:
         return None
     if isinstance(node, ast.BinOp):
         return _type(node.left, aliases) | _type(node.right, aliases)
-    if isinstance(node, ast.Subscript):
+    if isinstance(node, ast.Subscript) and ast.unparse(node.value) == "Literal":
         return Literal[ast.literal_eval(node.slice)]
-    raise TypeError(f"a flag cannot have the type {ast.unparse(node)}")
+    raise ValueError(f"a flag cannot have the type {ast.unparse(node)}")
 
 
 def parse_args(argv: Sequence[str]) -> Args:
@@ -111,16 +140,16 @@ def parse_args(argv: Sequence[str]) -> Args:
     if loss is not None and loss not in names:
         raise InputError(f"--loss {loss}: {_suggest(loss, names)}", USAGE)
 
-    own = read_flags(loss_files()[loss]) if loss else []
-    shared = read_flags(ROOT / "runtime" / "config.py")
+    own = loss_flags(loss) if loss else []
+    shared = read_flags(ROOT / "runtime" / "config.py", "TrainConfig")
     known = {flag.name: flag for flag in [*own, *shared]}
     for key, value in from_file.items():
         where = f"{_peek(given, 'config')}: "
         if key not in known:
             raise InputError(f"{where}unknown key {key}: {_not_a_flag(key, loss, known)}", USAGE)
         if isinstance(value, bool) and known[key].type is not bool:
-            said = f"YAML reads this as {str(value).lower()}; put it in quotes"
-            raise InputError(f"{where}{key}: {said}", USAGE)
+            reason = f"YAML reads this as {str(value).lower()}; put it in quotes"
+            raise InputError(f"{where}{key}: {reason}", USAGE)
     argv = [*_as_argv(from_file), *given]
     values, unknown = _tyro([*own, *shared], argv, loss, names)
     if unknown:
@@ -189,19 +218,19 @@ def _tyro(
     """Parse by one flat dataclass made of all the flags; its errors become one line each."""
     members = []
     for flag in flags:
-        kind = Literal[tuple(names)] if flag.name == "loss" else flag.type
+        flag_type = Literal[tuple(names)] if flag.name == "loss" else flag.type
         if flag.default is None:  # "{None}|INT (default: None)" would help nobody
-            metavar = next(t.__name__.upper() for t in get_args(kind) if t is not type(None))
+            metavar = next(t.__name__.upper() for t in get_args(flag_type) if t is not type(None))
             about = tyro.conf.arg(help=flag.help, help_behavior_hint="", metavar=metavar)
         else:
             about = tyro.conf.arg(help=flag.help)
-        kind = Annotated[kind, about]
+        flag_type = Annotated[flag_type, about]
         default = {} if flag.default is MISSING else {"default": flag.default}
-        members.append((flag.name, kind, field(kw_only=True, **default)))
+        members.append((flag.name, flag_type, field(kw_only=True, **default)))
     title = f"Train with {loss}." if loss else "Add --loss NAME to see that loss's own flags too."
-    said = io.StringIO()
+    stderr = io.StringIO()
     try:
-        with contextlib.redirect_stderr(said):
+        with contextlib.redirect_stderr(stderr):
             parsed: tuple[Any, list[str]] = tyro.cli(
                 make_dataclass("Flags", members),
                 prog="train.py",
@@ -214,9 +243,9 @@ def _tyro(
         if end.code in (0, None):
             raise
         # tyro draws a box; its first paragraph is the reason.
-        lines = [line.strip("│ ") for line in said.getvalue().splitlines() if line[:1] == "│"]
+        lines = [line.strip("│ ") for line in stderr.getvalue().splitlines() if line[:1] == "│"]
         reason = " ".join(" ".join(lines).split("───")[0].split())
-        for pattern, plain in TYRO_SAYS.items():
+        for pattern, plain in PLAIN_ERRORS.items():
             reason = re.sub(f"^{pattern}", plain, reason)
         raise InputError(reason or "the command line is not valid", USAGE) from None
     return parsed
@@ -226,8 +255,8 @@ def _not_a_flag(name: str, loss: str | None, known: Iterable[str]) -> str:
     """Why `name` is not a flag here: it is another loss's, or a typo."""
     owners = [
         other
-        for other, path in loss_files().items()
-        if other != loss and name in {flag.name for flag in read_flags(path)}
+        for other in loss_files()
+        if other != loss and name in {flag.name for flag in loss_flags(other)}
     ]
     if owners:
         return f"it belongs to --loss {', '.join(owners)}, not to --loss {loss}"

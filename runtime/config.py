@@ -1,6 +1,7 @@
-"""The knobs every loss shares. A loss's own knobs stand in its file, losses/<name>.py.
+"""Configuration of a run: the flags every loss shares, and the defaults that depend on the loss.
 
-Standard library only: the command line reads this before torch is imported.
+A loss's own flags stand in its file, losses/<name>.py. Standard library only: the command line
+reads this before torch is imported.
 """
 
 from __future__ import annotations
@@ -8,10 +9,9 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
-if TYPE_CHECKING:
-    from runtime.cli import Args
+from data.errors import USAGE, InputError
 
 
 @dataclass(frozen=True)
@@ -35,8 +35,8 @@ class TrainConfig:
     """Optimizer steps (default: as many as --epochs takes)."""
     epochs: float = 1.0
     """Passes over the training rows, where --max_steps is not given."""
-    batch_size: int | None = None
-    """Rows per optimizer step, over all processes (default: 16)."""
+    batch_size: int = 16
+    """Rows per optimizer step, over all processes."""
     max_tokens: int = 4096
     """Tokens per forward on each process; a step is cut into as many micro-batches as it takes."""
     max_length: int = 1024
@@ -88,34 +88,81 @@ class TrainConfig:
                 raise ValueError(f"--{name} {getattr(self, name)} must be 0 or above, and finite")
         if self.max_length < 2:
             raise ValueError(f"--max_length {self.max_length}: at least 2, a prompt and a response")
+        parse_columns(self.columns)
+
+    @property
+    def renamed_columns(self) -> dict[str, str]:
+        """Our name -> theirs."""
+        return parse_columns(self.columns)
+
+
+def parse_columns(text: str | None) -> dict[str, str]:
+    """`chosen=preferred,rejected=other` as {"chosen": "preferred", "rejected": "other"}."""
+    pairs = [pair.partition("=") for pair in text.split(",")] if text else []
+    for ours, sign, theirs in pairs:
+        if not (ours and sign and theirs):
+            raise ValueError(f"--columns {text}: write ours=theirs,ours=theirs")
+    return {ours: theirs for ours, _, theirs in pairs}
+
+
+@dataclass(frozen=True)
+class Args:
+    """The command line as given, and of every value that is not the default where it is from."""
+
+    train: TrainConfig
+    loss_flags: dict[str, Any]  # of the loss's own config
+    origin: dict[str, str]
+
+
+@dataclass(frozen=True)
+class Run:
+    """What a run depends on: every flag has its value."""
+
+    train: TrainConfig
+    loss: Any  # the loss's own config
+    origin: dict[str, str]  # of every value that is not the default
+
+    @property
+    def learning_rate(self) -> float:
+        """The peak; the loss's own where none was given."""
+        assert self.train.learning_rate is not None, "resolve() fills it in"
+        return self.train.learning_rate
+
+    @property
+    def output_dir(self) -> str:
+        assert self.train.output_dir is not None, "resolve() fills it in"
+        return self.train.output_dir
 
 
 def resolve(
-    args: Args, loss_learning_rate: float, presets: Mapping[str, Mapping[str, float]]
-) -> Args:
+    args: Args,
+    loss_config: type,
+    loss_learning_rate: float,
+    presets: Mapping[str, Mapping[str, Any]],
+) -> Run:
     """Fill in what the user left open, and say where each value came from.
 
-    `presets` are the pocket world's, by loss; they hold where both model and data are pocket.
+    Args:
+        loss_config: class of the loss's own flags.
+        loss_learning_rate: the loss's default for --learning_rate.
+        presets: flags of the pocket world, by loss; they hold where both model and data are pocket,
+            for what the user has not given.
+
+    Raises:
+        InputError: flags of the loss that do not go together.
     """
-    config = args.config
-    here = config.model == "pocket" and config.data == "pocket"
-    preset = presets.get(config.loss, {}) if here else {}
-    general = {
-        "batch_size": 16,
-        "learning_rate": loss_learning_rate,
-        "output_dir": f"runs/{config.loss}",
-    }
-    filled: dict[str, Any] = {}
-    for name in ("max_steps", *general):
-        if getattr(config, name) is None and (name in preset or name in general):
-            filled[name] = preset.get(name, general.get(name))
-    own = {k: v for k, v in preset.items() if k in args.loss_flags and k not in args.origin}
-    origin = {
-        name: f"default for {'pocket' if name in preset else config.loss}" for name in filled | own
-    }
-    return replace(
-        args,
-        config=replace(config, **filled),
-        loss_flags=args.loss_flags | own,
-        origin=origin | args.origin,
-    )
+    config = args.train
+    preset: Mapping[str, Any] = {}
+    if config.model == "pocket" and config.data == "pocket":
+        given = presets.get(config.loss, {})
+        preset = {name: value for name, value in given.items() if name not in args.origin}
+    defaults = {"learning_rate": loss_learning_rate, "output_dir": f"runs/{config.loss}"}
+    shared = {n: preset.get(n, v) for n, v in defaults.items() if getattr(config, n) is None}
+    shared |= {n: v for n, v in preset.items() if hasattr(config, n)}
+    own = {n: v for n, v in preset.items() if n in args.loss_flags}
+    origin = {n: f"default for {'pocket' if n in preset else config.loss}" for n in shared | own}
+    try:
+        loss = loss_config(**args.loss_flags | own)
+    except ValueError as error:
+        raise InputError(str(error), USAGE) from error
+    return Run(replace(config, **shared), loss, origin | args.origin)

@@ -88,7 +88,7 @@ class RunDirectory:
     def log(self, record: dict[str, Any]) -> None:
         """Append one object to metrics.jsonl; it is in the file when this returns."""
         if self._metrics:
-            # NaN is not JSON: a step that was not finite says so with null.
+            # NaN is not JSON: what was not finite is logged as null.
             finite = {k: v if math.isfinite(v) else None for k, v in record.items()}
             self._metrics.write(json.dumps(finite) + "\n")
             self._metrics.flush()

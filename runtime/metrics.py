@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
+from typing import Any
+
 import torch
 from accelerate import Accelerator
-from torch import Tensor
+from torch import Tensor, nn
 
-from losses.base import Metric, wide
+from data.trees import TreeBatch
+from losses.base import Loss, Metric, accumulation_dtype
 
 LOSS_PER = "loss per "
 
@@ -34,7 +38,7 @@ class Totals:
 
     def reduce(self, accelerator: Accelerator) -> dict[str, float]:
         """Means over everything that was added on all ranks, `loss` first; one collective."""
-        dtype = wide(accelerator.device)
+        dtype = accumulation_dtype(accelerator.device)
         pairs = [
             torch.stack([torch.stack([x.to(dtype) for x in pair]) for pair in parts]).sum(0)
             for parts in self.parts.values()
@@ -44,3 +48,26 @@ class Totals:
         rest = {name: mean for name, mean in means.items() if not name.startswith(LOSS_PER)}
         parts = [mean for name, mean in means.items() if name.startswith(LOSS_PER)]
         return ({"loss": sum(parts)} if parts else {}) | rest
+
+
+def step_means(
+    accelerator: Accelerator,
+    policy: nn.Module,
+    loss: Loss,
+    config: Any,
+    batches: Iterable[TreeBatch],
+) -> dict[str, float]:
+    """Means over all micro-batches and ranks of what `loss.before_step` asks for, by name."""
+    if loss.before_step is None:
+        return {}
+    totals = Totals()
+    for batch in batches:
+        with torch.no_grad():
+            totals.add(loss.before_step(policy, batch, config), dummy=batch.dummy)
+    return totals.reduce(accelerator)
+
+
+def with_means(batch: TreeBatch, means: Mapping[str, float]) -> TreeBatch:
+    """The batch with each mean as a column, the same number for every sequence."""
+    shape, device = (batch.num_sequences,), batch.mask.device
+    return batch.with_columns({k: torch.full(shape, x, device=device) for k, x in means.items()})

@@ -6,8 +6,8 @@ from pathlib import Path
 
 from data.encode import encode_records
 from data.records import load_heldout
-from runtime.inputs import Rows
-from runtime.models import load_causal_lm, load_tokenizer
+from data.splits import Split
+from models.load import load_causal_lm, load_tokenizer
 
 NAMES = ("goal", "sol1", "sol2", "label")
 # Odd spaces and all: lm-eval strips nothing and counts the solution's characters.
@@ -33,7 +33,7 @@ def write_docs(folder, docs=DOCS):
 
 def heldout(folder, tokenizer):
     """The validation rows as the training loop evaluates them."""
-    return Rows(encode_records(load_heldout(str(folder))[0], tokenizer).rows)
+    return Split(encode_records(load_heldout(str(folder))[0], tokenizer).rows)
 
 
 def models(*names):

@@ -7,9 +7,9 @@ QUICK = ("--max_steps", 4, "--rollout_size", 8, "--batch_size", 4, "--max_new_to
 
 def few_samples():
     """Evaluate on one response a held-out prompt, not on 256."""
-    from runtime import prompt_source
+    from runtime.sources import heldout
 
-    prompt_source.HELDOUT_SAMPLES = 1
+    heldout.HELDOUT_SAMPLES = 1
 
 
 def starter(folders):

@@ -12,7 +12,7 @@ from lm_evals import DOCS, heldout, models  # noqa: E402
 from test_lm_eval import accuracies_of_rows  # noqa: E402
 
 from benchmarks import piqa  # noqa: E402
-from runtime.harness import piqa_scores  # noqa: E402
+from runtime.sources.lm_harness import piqa_scores  # noqa: E402
 
 
 def main() -> None:

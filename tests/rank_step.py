@@ -9,8 +9,8 @@ sys.path[:0] = [str(HERE), str(HERE.parent)]
 
 import torch  # noqa: E402
 from accelerate import Accelerator  # noqa: E402
-from models import flat_grad  # noqa: E402
 from test_step import DTYPES, batch_for, data_for, module_for  # noqa: E402
+from tiny_models import flat_grad  # noqa: E402
 
 from losses import LOSSES  # noqa: E402
 from train import optimizer_step  # noqa: E402
@@ -23,10 +23,10 @@ def main() -> None:
     assert accelerator.num_processes == 2
     for dtype in DTYPES:
         for name, loss in LOSSES.items():
-            module, data = module_for(loss, dtype=dtype), data_for(loss)
+            module, data = module_for(loss, dtype=dtype), data_for(loss, dtype=dtype)
             policy = accelerator.prepare(module)
             shares = SHARES[accelerator.process_index]
-            batches = [batch_for(loss, data, members, dtype) for members in shares]
+            batches = [batch_for(data, members) for members in shares]
             units, metrics = optimizer_step(accelerator, policy, loss, loss.config(), batches)
             stem = f"{name}-{dtype}-{accelerator.process_index}"
             torch.save(flat_grad(module), out / f"{stem}.pt")

@@ -7,15 +7,16 @@ from types import SimpleNamespace
 import pytest
 import torch
 from accelerate import Accelerator
-from models import flat_grad, make_head, make_model, make_rows
+from tiny_models import flat_grad, make_head, make_model, make_rows
 from tolerances import TIGHT, loose
 from torch import nn
 
-from losses.forward import ActorCritic, Policy
 from losses.ppo import LOSS, PPOConfig
+from models.forward import ActorCritic, Policy
 from rollout import steps as rollout_steps_module
-from rollout.experience import Prompt, Rollouts, RolloutState
-from rollout.steps import rollout_steps
+from rollout.experience import Prompt, Rollouts
+from rollout.state import RolloutState
+from rollout.steps import leave_early, rollout_steps
 from runtime.metrics import Totals
 from train import optimizer_step
 
@@ -51,6 +52,9 @@ class PositionCritic(nn.Module):
     def __init__(self, like):
         super().__init__()
         self.config, self.dtype, self.score = like.config, like.dtype, nn.Identity()
+
+    def get_output_embeddings(self):
+        return None
 
     def base_model(self, position_ids, **_):
         return SimpleNamespace(last_hidden_state=position_ids[..., None].to(self.dtype))
@@ -109,7 +113,7 @@ def train(config=SMALL, *, steps=None, rate=0.02, batch_size=4, prompts=12, seed
     """What the loop does with PPO's steps, with plain SGD.
 
     Returns all that one could ask of it afterwards: `steps`, each with its batches, metrics, units
-    and gradient; `rollouts`, each as (rows, trajectory); the module, and the state.
+    and gradient; `rollouts`, each as (rows, columns); the module, and the state.
     """
     made = make_rollouts(config, **options)
     accelerator, module = made.accelerator, made.actor_critic
@@ -121,10 +125,10 @@ def train(config=SMALL, *, steps=None, rate=0.02, batch_size=4, prompts=12, seed
     real = rollout_steps_module.rollout
 
     def recorded(*arguments):
-        found = real(*arguments)
-        run.rollouts.append(found)
-        run.told.append(dict(run.state.metrics))
-        return found
+        made = real(*arguments)
+        run.rollouts.append((made.split.rows, made.split.columns))
+        run.told.append(made.metrics)
+        return made
 
     steps = steps or 2 * config.ppo_epochs * (config.rollout_size // batch_size)  # two rollouts
     more = dict(batch_size=batch_size, steps=steps, seed=seed, state=run.state)
@@ -135,7 +139,7 @@ def train(config=SMALL, *, steps=None, rate=0.02, batch_size=4, prompts=12, seed
             gradient = flat_grad(module)
             optimizer.step()
             optimizer.zero_grad()
-            run.state.last_step = metrics
+            leave_early(run.state, config, metrics)
             record = dict(batches=batches, units=units, metrics=metrics, gradient=gradient)
             run.steps.append(SimpleNamespace(**record))
     finally:
@@ -231,9 +235,9 @@ def left_behind(run):
     return {
         "responses": [[row.responses[0] for row in rows] for rows, _ in run.rollouts],
         "ends": [[row.ends[0] for row in rows] for rows, _ in run.rollouts],
-        "trajectories": [
-            {field: ragged(rows, getattr(trajectory, field)) for field in fields}
-            for rows, trajectory in run.rollouts
+        "columns": [
+            {field: ragged(rows, columns[field]) for field in fields}
+            for rows, columns in run.rollouts
         ],
         "told": run.told,
         "units": [step.units for step in run.steps],

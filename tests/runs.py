@@ -78,12 +78,12 @@ def _train(folder, flags, cwd, env, before, draw):
 
 def no_model():
     """Loading a model ends the test: what is wrong must be found before."""
-    from runtime import prompt_source, row_source
+    from runtime.sources import prompts, rows
 
     def load(*_, **__):
         raise AssertionError("the model was loaded")
 
-    for module in (row_source, prompt_source):
+    for module in (rows, prompts):
         for name in ("load_causal_lm", "load_scorer"):
             setattr(module, name, load)
 

@@ -7,6 +7,7 @@ from datafiles import BAD, GOOD, PAIR, PIQA, USER, lines, parquet, read, write
 
 from data import errors
 from data.errors import InputError
+from data.readers import short
 from data.records import load_data
 
 HALF = '{"prompt": "p", "chosen": "\\ud800", "rejected": "r"}\n'
@@ -17,17 +18,22 @@ REFUSED = {
     "blank line": (lines(PAIR) + "\n" + lines(PAIR), r":2:1: the line is blank"),
     "only newline": ("\n", r":1:1: the line is blank"),
     "not json": (lines(PAIR) + "{'a': 1}\n" + lines(PAIR), r":2:2: not JSON \(.*one object a line"),
-    "single value": ("not\n", r":1:1: not JSON .*one object a line"),
-    "truncated": (lines(PAIR, PAIR)[:-9], r":2:\d+: not JSON .*the file ends inside this row"),
+    "single value": ("not\n", r":1:1: not JSON \(.*\); write one object a line$"),
+    "truncated": (lines(PAIR, PAIR)[:-9],
+                  r":2:\d+: not JSON \(.*\); the file ends inside this row, get it again$"),
     "array row": (lines(PAIR, [1]), r":2:1: \[1\] is not an object"),
     "duplicate key": ('{"prompt": "p", "prompt": "q"}\n', r":1:'prompt': the key is there twice"),
+    "later key twice": ('{"a": 1, "b": 2, "b": 3}\n', r":1:'b': the key is there twice"),
     "huge number": ('{"a": ' + "9" * 5000 + "}\n", r":1:1: not usable JSON"),
     "deep": ("[" * 100_000 + "\n", r":1:\d+: not (usable )?JSON"),
     "unknown columns": (lines({"a": 1}), r":1: of the columns \['a'\] none is known"),
     "missing rejected": (lines({"prompt": "p", "chosen": "c"}), r":1:rejected: .* missing; add"),
+    "only chosen": (lines({"chosen": "c"}), r":1:rejected: the column is missing; add it$"),
+    "only a prompt": (lines({"prompt": "p"}), r":1:completion: the column is missing; add it$"),
     "missing later": (lines(PAIR, {"prompt": "p", "chosen": "c"}), r":2:rejected: .* missing"),
     "missing label": (lines({"goal": "g", "sol1": "a", "sol2": "b"}),
-                      r":1:label: the column is missing; .*train-labels.lst"),
+                      r":1:label: the column is missing; add it, or put PIQA's train-labels.lst"
+                      r" beside train.jsonl$"),
     "prompt only later": (lines({"chosen": "a", "rejected": "b"}, PAIR), r":2:prompt: .* every"),
     "null": (lines(PAIR | {"chosen": None}), r":1:chosen: null is not a string"),
     "number": (lines(PAIR | {"prompt": 3}), r":1:prompt: 3 is not a string"),
@@ -38,7 +44,10 @@ REFUSED = {
     "mixed": (lines(PAIR | {"chosen": [GOOD]}), r":1:rejected: one is a string, one is messages"),
     "empty response": (lines(PAIR | {"chosen": ""}), r":1:chosen: the response is empty"),
     "blank response": (lines(PAIR | {"rejected": " \n\t"}), r":1:rejected: the response is empty"),
+    "blank first solution": (lines(PIQA | {"sol1": ""}), r":1:sol1: the response is empty"),
     "blank solution": (lines(PIQA | {"sol2": " "}), r":1:sol2: the response is empty"),
+    "messages as sol1": (lines(PIQA | {"sol1": [GOOD]}), r":1:sol1: messages in a PIQA row"),
+    "messages as sol2": (lines(PIQA | {"sol2": [GOOD]}), r":1:sol1: messages in a PIQA row"),
     "same": (lines(PAIR, PAIR | {"rejected": " c"}), r":2:rejected: the same as chosen"),
     "same solutions": (lines(PIQA | {"sol2": "one"}), r":1:sol2: the same as sol1"),
     "label 2": (lines(PIQA, PIQA | {"label": 2}), r":2:label: 2 is not 0 or 1; 0 says"),
@@ -50,6 +59,8 @@ REFUSED = {
     "goal messages": (lines(PIQA | {"goal": [USER]}), r":1:goal: .* is not a string"),
     "not utf-8": (lines(PAIR).encode() + b'{"p\xff": 1}\n', r":2:4: byte 0xff is not UTF-8"),
     "not utf-8 after a bom": (b"\xef\xbb\xbf\xff", r":1:4: byte 0xff is not UTF-8"),
+    "not utf-8 in the middle": (b"ab\n\nc\xffd\n\n", r":3:2: byte 0xff is not UTF-8"),
+    "not utf-8 after a line break": (b"\n\xff", r":2:1: byte 0xff is not UTF-8"),
     "nul": (lines(PAIR | {"chosen": "a\0b"}), r":1:chosen: a NUL at 1; remove"),
     "raw nul": (lines(PAIR).replace("p\"", "\0\"", 1), r":1:\d+: not JSON"),
     "surrogate": (HALF, r":1:chosen: half a surrogate pair at 0"),
@@ -88,6 +99,7 @@ OTHER_FORMATS = {
     "csv open quote": ("a.csv", 'prompt,chosen,rejected\np,c,"r\n', r":2: not CSV \(.*end of data"),
     "csv twice": ("a.csv", "prompt,chosen,chosen\np,c,r\n", r":1: a column is there twice"),
     "csv nul": ("a.csv", "prompt,chosen,rejected\np,c,\0\n", r":2: a NUL character"),
+    "csv nul in the middle": ("a.csv", "\na\0\n\0\n", r":2: a NUL character"),
     "csv label": ("a.csv", "goal,sol1,sol2,label\ng,a,b,2\n", r":2:label: '2' is not 0 or 1"),
     "csv margin": ("a.csv", "prompt,chosen,rejected,margin\np,c,r,x\n", r":2:margin: 'x' is not a"),
     "csv margin nan": ("a.csv", "prompt,chosen,rejected,margin\np,c,r,nan\n", r":2:margin: nan is"),
@@ -110,6 +122,22 @@ def test_a_bad_file_ends_in_one_line_with_what_to_do(tmp_path, name, content, me
     assert told.startswith(str(tmp_path / name)) and "; " in told
     assert "\n" not in told and len(told) < 400
     assert e.value.exit_code == errors.BAD_DATA
+
+
+def test_the_reason_of_a_file_that_is_no_parquet_is_pyarrows(tmp_path):
+    with pytest.raises(InputError) as error:
+        read(tmp_path, "no", "a.parquet")
+    reason = " ".join(str(error.value.__cause__).split())
+    assert f": not readable as parquet ({reason}); write the file again" in str(error.value)
+
+
+@pytest.mark.parametrize("value, told", [
+    ("x" * 38, f"'{'x' * 38}'"),  # 40 characters with the quotes
+    ("x" * 39, f"'{'x' * 36}..."),
+    ("a\nb", r"'a\nb'"),
+])  # fmt: skip
+def test_a_value_is_told_on_one_line_of_40_characters(value, told):
+    assert short(value) == told and len(told) <= 40
 
 
 def test_a_bad_row_of_a_parquet_file_is_named(tmp_path):
@@ -142,6 +170,11 @@ def test_bad_rows_can_be_skipped_and_are_counted(tmp_path):
         load_data(str(tmp_path), pairs=True, bad_rows="skip")
 
 
+def test_a_first_row_of_no_known_kind_is_never_skipped(tmp_path):
+    with pytest.raises(InputError, match=r"train.jsonl:1: of the columns \['a'\] none is known"):
+        read(tmp_path, lines({"a": 1}, PAIR), bad_rows="skip")
+
+
 @pytest.mark.parametrize("options, message", [
     ({"columns": {"choosen": "x"}}, "no column of ours is called choosen; rename to one of chosen"),
     ({"eval_rows": 0}, "0 held-out rows"),
@@ -155,3 +188,7 @@ def test_wrong_options_are_usage_errors(tmp_path, options, message):
 def test_a_renamed_column_that_is_not_there_is_named(tmp_path):
     with pytest.raises(InputError, match=r":1:chosen: .*missing \(and so is preferred"):
         read(tmp_path, lines({"prompt": "p", "rejected": "r"}), columns={"chosen": "preferred"})
+    rows = [{"prompt": "p", "preferred": "c", "rejected": "r"}, {"prompt": "p", "rejected": "r"}]
+    told = r":2:chosen: the column is missing \(and so is preferred, which was to be it\); add it$"
+    with pytest.raises(InputError, match=told):
+        read(tmp_path, lines(*rows), columns={"chosen": "preferred"})

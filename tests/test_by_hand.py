@@ -10,18 +10,17 @@ from dataclasses import replace
 import pytest
 import torch
 from accelerate import Accelerator
-from models import flat_grad, make_model, relative_error
 from thread_ranks import on_ranks
+from tiny_models import flat_grad, make_model, relative_error
 from tolerances import TIGHT
 from torch.nn.functional import logsigmoid
 
 from data.encode import Row
-from data.trees import pack
+from data.splits import Split
 from losses import LOSSES
-from losses.forward import Policy
-from runtime.inputs import Rows
-from runtime.models import load_causal_lm
-from runtime.reference import cache_key, reference_logps
+from models.forward import Policy
+from models.load import load_causal_lm
+from runtime.sources.reference import cache_key, reference_logps
 from train import optimizer_step
 
 END = 2
@@ -74,14 +73,9 @@ def by_hand(name, model, members, **options):
 
 
 def batches_of(name, split):
-    rows = make_rows(LOSSES[name].branches)
-    reference = {"ref_logps": REFERENCE} if name == "dpo" else {}
-    return [
-        replace(
-            pack([rows[i] for i in part]), **{k: v[part].flatten() for k, v in reference.items()}
-        )
-        for part in split
-    ]
+    reference = {"ref_seq_logps": REFERENCE.flatten()} if name == "dpo" else {}
+    data = Split(make_rows(LOSSES[name].responses_per_row), columns=reference)
+    return [data.batch(part, torch.device("cpu")) for part in split]
 
 
 def said(loss, gradient):
@@ -143,8 +137,9 @@ def test_two_steps_of_dpo(tmp_path):
     sharp_model().save_pretrained(tmp_path)
     accelerator, loss, rate = Accelerator(cpu=True), LOSSES["dpo"], 0.05
     policy = Policy(load_causal_lm(str(tmp_path), dtype="float64"))
-    data = Rows(make_rows(2))
-    data = replace(data, ref_logps=reference_logps(accelerator, policy, data, max_tokens=1000))
+    data = Split(make_rows(2))
+    reference = reference_logps(accelerator, policy, data, max_tokens=1000)
+    data = data.with_columns({"ref_seq_logps": reference})
     optimizer, found = torch.optim.SGD(policy.parameters(), lr=rate), []
     for _ in range(2):
         batches = [data.batch(range(5), torch.device("cpu"))]
@@ -173,5 +168,5 @@ def test_reference_log_probs_are_kept_for_these_tokens_alone():
     """J3: another tokenizer or template makes other tokens of the same text."""
     model, rows = make_model("gpt2"), make_rows(2)
     other = [replace(rows[0], prompt=[5, 6, 8]), *rows[1:]]
-    keys = [cache_key(model, [Rows(part)], 4096) for part in (rows, make_rows(2), other)]
+    keys = [cache_key(model, [Split(part)], 4096) for part in (rows, make_rows(2), other)]
     assert keys[0] == keys[1] != keys[2]

@@ -12,7 +12,8 @@ from runs import ROOT
 from data import errors
 from data.errors import InputError
 from losses import LOSSES
-from runtime.cli import loss_files, parse_args, read_flags
+from losses.dpo import DPOConfig
+from runtime.cli import loss_files, loss_flags, parse_args, read_flags
 from runtime.config import TrainConfig, resolve
 
 CONFIGS = {name: (loss_files()[name], loss.config) for name, loss in LOSSES.items()}
@@ -47,12 +48,14 @@ def config_file(tmp_path):
 def test_flags_read_from_the_source_are_those_of_the_config_class(path, config):
     hints = get_type_hints(config)
     real = [(f.name, hints[f.name], f.default) for f in fields(config)]
-    assert [(flag.name, flag.type, flag.default) for flag in read_flags(path)] == real
+    assert [
+        (flag.name, flag.type, flag.default) for flag in read_flags(path, config.__name__)
+    ] == real
 
 
-@pytest.mark.parametrize("path", [path for path, _ in CONFIGS.values()], ids=CONFIGS)
-def test_every_flag_has_a_sentence(path):
-    for flag in read_flags(path):
+@pytest.mark.parametrize("path, config", CONFIGS.values(), ids=CONFIGS)
+def test_every_flag_has_a_sentence(path, config):
+    for flag in read_flags(path, config.__name__):
         assert flag.help[0].isupper() and flag.help.endswith("."), flag
         assert "\n" not in flag.help, flag
 
@@ -74,7 +77,7 @@ def test_help_lists_the_flags_of_the_loss_and_no_other_s(name, capsys):
         parse(f"--loss {name} --help")
     assert not e.value.code
     shown = {word.strip(",") for word in capsys.readouterr().out.split() if word.startswith("--")}
-    own = {f"--{flag.name}" for flag in read_flags(loss_files()[name])}
+    own = {f"--{flag.name}" for flag in loss_flags(name)}
     others = {f"--{f.name}" for loss in LOSSES.values() for f in fields(loss.config)} - own
     assert own | {"--loss", "--max_steps", "--config"} <= shown
     assert not others & shown
@@ -110,13 +113,13 @@ sys.exit(bool(heavy) or used.ru_utime + used.ru_stime > 1)
 def test_both_spellings_of_a_flag_are_taken():
     for line in ("--loss dpo --max_steps 3", "--loss=dpo --max-steps=3"):
         args = parse(line)
-        assert (args.config.loss, args.config.max_steps) == ("dpo", 3)
+        assert (args.train.loss, args.train.max_steps) == ("dpo", 3)
         assert args.origin == {"loss": "command line", "max_steps": "command line"}
 
 
 def test_defaults_and_the_loss_s_own_flags():
     args = parse("--loss dpo --beta 0.3 --dry_run")
-    assert args.config == TrainConfig(loss="dpo", dry_run=True)
+    assert args.train == TrainConfig(loss="dpo", dry_run=True)
     assert args.loss_flags["beta"] == 0.3 and args.loss_flags["variant"] == "sigmoid"
     assert parse("--loss sft").loss_flags == {}
     assert parse("--loss dpo --no_overwrite").origin["overwrite"] == "command line"
@@ -124,33 +127,33 @@ def test_defaults_and_the_loss_s_own_flags():
 
 def test_what_is_left_open_comes_from_the_loss_or_from_pocket():
     presets = {"dpo": {"max_steps": 7, "batch_size": 3, "learning_rate": 0.5, "beta": 0.7}}
-    args = resolve(parse("--loss dpo --batch_size 9"), 1e-6, presets)
-    config, origin = args.config, args.origin
-    assert (config.max_steps, config.batch_size, config.learning_rate) == (7, 9, 0.5)
-    assert config.output_dir == "runs/dpo" and args.loss_flags["beta"] == 0.7
+    run = resolve(parse("--loss dpo --batch_size 9"), DPOConfig, 1e-6, presets)
+    config, origin = run.train, run.origin
+    assert (config.max_steps, config.batch_size, run.learning_rate) == (7, 9, 0.5)
+    assert run.output_dir == "runs/dpo" and run.loss == DPOConfig(beta=0.7)
     assert origin["learning_rate"] == origin["beta"] == "default for pocket"
     assert origin["batch_size"] == "command line"
-    assert resolve(parse("--loss dpo --beta 0.2"), 1e-6, presets).loss_flags["beta"] == 0.2
-    args = resolve(parse("--loss dpo --data mine.jsonl"), 1e-6, presets)
-    config = args.config
-    assert (config.max_steps, config.batch_size, config.learning_rate) == (None, 16, 1e-6)
-    assert args.origin["learning_rate"] == "default for dpo" and args.loss_flags["beta"] == 0.1
+    assert resolve(parse("--loss dpo --beta 0.2"), DPOConfig, 1e-6, presets).loss.beta == 0.2
+    run = resolve(parse("--loss dpo --data mine.jsonl"), DPOConfig, 1e-6, presets)
+    config = run.train
+    assert (config.max_steps, config.batch_size, run.learning_rate) == (None, 16, 1e-6)
+    assert run.origin["learning_rate"] == "default for dpo" and run.loss == DPOConfig()
 
 
 def test_a_config_file_gives_flags_and_the_command_line_overrides_them(config_file):
     text = "loss: dpo\nbeta: 0.3\nmax-steps: 7\nlearning_rate: 1e-4\noverwrite: true\nseed: null\n"
     args = parse(f"{config_file(text)} --beta 0.5")
-    assert args.config.loss == "dpo" and args.config.max_steps == 7 and args.config.seed == 0
-    assert args.config.learning_rate == 1e-4 and args.config.overwrite
+    assert args.train.loss == "dpo" and args.train.max_steps == 7 and args.train.seed == 0
+    assert args.train.learning_rate == 1e-4 and args.train.overwrite
     assert args.loss_flags["beta"] == 0.5
     assert args.origin["max_steps"] == args.origin["learning_rate"] == "config file"
     assert args.origin["beta"] == "command line"
-    assert not parse(f"{config_file(text)} --no_overwrite").config.overwrite
+    assert not parse(f"{config_file(text)} --no_overwrite").train.overwrite
 
 
 def test_the_loss_of_the_command_line_wins_over_that_of_the_file(config_file):
-    assert parse(f"--loss sft {config_file('loss: dpo')}").config.loss == "sft"
-    assert parse(f"--loss sft {config_file('')}").config.loss == "sft"
+    assert parse(f"--loss sft {config_file('loss: dpo')}").train.loss == "sft"
+    assert parse(f"--loss sft {config_file('')}").train.loss == "sft"
 
 
 # ---------------------------------------------------------------- what is refused

@@ -50,12 +50,12 @@ def test_commands_are_ones_that_train_py_takes(tmp_path):
     s = study("--output_dir", tmp_path, "--seeds", 3)
     found = {stage.name: parse_args(s.argv(stage, 3)) for stage in s.stages}
     run_dir = f"{tmp_path}/runs/seed3"
-    assert found["ppo"].config.model == f"{run_dir}/sft/final"
+    assert found["ppo"].train.model == f"{run_dir}/sft/final"
     assert found["ppo"].loss_flags["reward"] == f"{run_dir}/reward/final"
-    assert found["sft-dpo"].config.model == f"{run_dir}/sft/final"
-    assert found["dpo"].config.model == "pocket"
-    assert {args.config.seed for args in found.values()} == {3}
-    assert len({args.config.output_dir for args in found.values()}) == len(STAGES)
+    assert found["sft-dpo"].train.model == f"{run_dir}/sft/final"
+    assert found["dpo"].train.model == "pocket"
+    assert {args.train.seed for args in found.values()} == {3}
+    assert len({args.train.output_dir for args in found.values()}) == len(STAGES)
 
 
 def test_the_same_number_of_pairs_for_every_stage():
@@ -66,7 +66,7 @@ def test_the_same_number_of_pairs_for_every_stage():
     for s in (study(), study("--pairs", 640), study("--set", "dpo=--batch_size 64")):
         for stage in s.stages:
             args = parse_args(s.argv(stage, 0))
-            steps, batch = args.config.max_steps, args.config.batch_size
+            steps, batch = args.train.max_steps, args.train.batch_size
             passes = args.loss_flags["ppo_epochs"] if stage.loss == "ppo" else 1
             assert steps * batch == s.budget * passes, stage.name
     assert study().budget == 3200
@@ -98,7 +98,7 @@ def test_settings_reach_the_stages_they_name_and_no_other():
     }
     assert "max_steps" not in flags(s, "reward") and flags(s, "reward")["epochs"] == "2"
     ppo = parse_args(s.argv(s.stage("ppo"), 0))
-    assert ppo.config.learning_rate == 1e-5 and ppo.loss_flags["whiten_advantages"] is False
+    assert ppo.train.learning_rate == 1e-5 and ppo.loss_flags["whiten_advantages"] is False
 
 
 @pytest.mark.parametrize("argv, said", [

@@ -5,8 +5,8 @@ import inspect
 import pytest
 import torch
 
+from rollout.reward_model import ModelReward
 from rollout.sample import Sampling, draw, sample
-from rollout.score import ModelReward
 
 LOGITS = torch.tensor([[0.1, 0.2, 0.7]], dtype=torch.float64).log()
 

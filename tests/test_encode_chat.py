@@ -100,6 +100,14 @@ def test_what_a_template_refuses_is_one_line_naming_the_row():
         encode(small.llama(), record)
 
 
+@pytest.mark.parametrize("content, column", [("good", "chosen"), ("bad", "rejected")])
+def test_it_names_the_response_that_it_refuses(content, column):
+    test = f"{{% if messages[-1].content == '{content}' %}}{{{{ raise_exception('not this') }}}}"
+    template = f"{test}{{% endif %}}{small.CHATML}"
+    with pytest.raises(InputError, match=rf"^train.jsonl:1:{column}: .*\(not this\)"):
+        encode(small.chatml(), template=template)
+
+
 def test_a_template_that_shows_no_content_leaves_no_row():
     template = small.CHATML.replace("m.content", "''")
     with pytest.raises(InputError, match=NO_TOKENS):

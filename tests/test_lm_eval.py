@@ -16,19 +16,14 @@ from runs import OFFLINE, QUICK, run
 from tolerances import loose
 
 from benchmarks import piqa
-from data import pocket
-from data.batches import cover
-from data.errors import InputError
-from data.piqa import piqa_rows
+from data.batches import inference_batches
 from data.pocket import BASE_DIR
-from data.records import load_heldout
-from data.rows import Record
+from data.splits import Split
 from losses import LOSSES
 from losses.base import masked_sum
-from losses.forward import Policy
-from runtime.harness import piqa_scores, piqa_task
-from runtime.heldout import evaluate
-from runtime.inputs import Rows
+from models.forward import Policy
+from runtime.sources.heldout import evaluate_rows
+from runtime.sources.lm_harness import piqa_scores, piqa_task
 
 NAMES = ("base", "trained")
 
@@ -67,7 +62,8 @@ def accuracies_of_rows(accelerator, model, rows):
     """(accuracy, accuracy_norm) as the training loop evaluates them, of one row after the other."""
     policy, loss = Policy(model), LOSSES["sft"]
     found = [
-        evaluate(accelerator, policy, loss, loss.config(), Rows([row]), 4096) for row in rows.rows
+        evaluate_rows(accelerator, policy, loss, loss.config(), Split([row]), 4096)
+        for row in rows.rows
     ]
     return [[row["accuracy"], row["accuracy_norm"]] for row in found]
 
@@ -116,7 +112,7 @@ def test_the_loops_accuracies_are_lm_evals_row_by_row(folder, both, theirs, name
 def test_the_loops_log_probs_are_lm_evals(folder, both, theirs, name):
     model, tokenizer = both[name]
     data, policy = heldout(folder / "data", tokenizer), Policy(model)
-    (plan,) = cover(data.lengths, 1, 100)
+    (plan,) = inference_batches(data.lengths, 1, 100)
     assert len(plan) > 1
     for members in plan:
         batch = data.batch(members, torch.device("cpu"))
@@ -203,35 +199,3 @@ def test_the_base_model_ships_with_what_lm_eval_needs():
     assert {"config.json", "model.safetensors", "tokenizer.json"} <= {
         path.name for path in BASE_DIR.iterdir()
     }
-
-
-# ---------------------------------------------------------------- the rows
-
-
-def test_rows_of_piqa_come_back_as_they_were(folder):
-    records, source = load_heldout(str(folder / "data"))
-    assert piqa_rows(records) == DOCS
-    assert source == str(folder / "data" / "valid.jsonl")
-
-
-def test_pocket_rows_are_worded_as_lm_eval_words_piqa():
-    rows = piqa_rows(load_heldout("pocket")[0])
-    for i, (row, pair) in enumerate(zip(rows, pocket.heldout_rows(), strict=True)):
-        solutions = [f" {row['sol1']}", f" {row['sol2']}"]
-        assert f"Question: {row['goal']}\nAnswer:" == pair["prompt"]
-        assert row["label"] == i % 2, "no place is the right one more often"
-        assert [solutions[i % 2], solutions[1 - i % 2]] == [pair["chosen"], pair["rejected"]]
-
-
-@pytest.mark.parametrize("prompt, chosen, rejected, column", [
-    ("Why?", " a", " b", "prompt"),
-    ("Question: Why?", " a", " b", "prompt"),
-    ([{"role": "user", "content": "Why?"}], " a", " b", "prompt"),
-    ("Question: Why?\nAnswer:", "a", " b", "chosen"),
-    ("Question: Why?\nAnswer:", " a", "b", "rejected"),
-    ("Question: Why?\nAnswer:", " a", None, "rejected"),
-])  # fmt: skip
-def test_other_rows_are_refused_by_name(prompt, chosen, rejected, column):
-    good = Record("Question: q\nAnswer:", " a", " b", where="x.jsonl:1")
-    with pytest.raises(InputError, match=rf"^x\.jsonl:2:{column}: .*goal, sol1, sol2 and label"):
-        piqa_rows([good, Record(prompt, chosen, rejected, where="x.jsonl:2")])

@@ -14,8 +14,8 @@ from runs import QUICK, metrics, no_model, pocket_rows, random_llama, read, run,
 from small_tokenizers import gpt2
 
 from data import errors
-from runtime.harness import piqa_scores, untouched
-from runtime.models import load_causal_lm, load_tokenizer
+from models.load import load_causal_lm, load_tokenizer
+from runtime.sources.lm_harness import piqa_scores, untouched
 
 
 @pytest.fixture(scope="module")

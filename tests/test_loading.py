@@ -8,7 +8,7 @@ import torch
 from benchmarks.loading import resolve
 from data.errors import BAD_DATA, InputError
 from data.pocket import BASE_DIR
-from runtime.models import load_causal_lm
+from models.load import load_causal_lm
 
 
 def test_a_model_file_written_again_takes_no_trained_weight_back(tmp_path):

@@ -6,9 +6,9 @@ from types import SimpleNamespace
 import pytest
 import torch
 from compare import column, gradients, mask_of, random
-from models import flat_grad, make_model, make_rows, relative_error
 from rollouts import PositionCritic, make_policy
 from test_logprobs import TARGETS, head, logits_in, naive
+from tiny_models import flat_grad, make_model, make_rows, relative_error
 from tolerances import TIGHT, assert_close, loose
 from torch import nn
 
@@ -25,9 +25,9 @@ from losses import (
     token_logprobs,
 )
 from losses import logprobs as logprobs_module
-from losses.base import metric, wide
-from losses.forward import ActorCritic, Policy, attention_mask, model_inputs
+from losses.base import accumulation_dtype, sum_and_count
 from losses.logprobs import token_entropy
+from models.forward import ActorCritic, Policy, attention_mask, model_inputs
 
 THROUGH_A_MODEL = 100 * TIGHT  # as in test_trees.py
 
@@ -42,15 +42,18 @@ def test_reductions_are_over_the_last_dimension_of_any_shape(x):
 
 
 def test_metrics_are_summed_in_float64_where_there_is_one():
-    assert wide(torch.device("cpu")) == torch.float64 and wide(torch.device("mps")) == torch.float32
+    assert (
+        accumulation_dtype(torch.device("cpu")) == torch.float64
+        and accumulation_dtype(torch.device("mps")) == torch.float32
+    )
     ones = torch.ones(4099, dtype=torch.bfloat16)  # whose own sum of 4099 would be 4096
-    assert [x.item() for x in metric(ones)] == [4099, 4099]
-    assert metric(ones)[0].dtype == torch.float64
+    assert [x.item() for x in sum_and_count(ones)] == [4099, 4099]
+    assert sum_and_count(ones)[0].dtype == torch.float64
 
 
 def test_metrics_stay_on_the_device_of_their_values():
     values = torch.ones(3, device="meta")
-    for found in (metric(values), metric(values, values > 0)):
+    for found in (sum_and_count(values), sum_and_count(values, values > 0)):
         assert [x.device.type for x in found] == ["meta", "meta"]
 
 
@@ -194,7 +197,7 @@ def test_a_head_need_not_have_a_bias():
 
 
 def test_no_entropy_is_computed_where_none_is_asked_for(monkeypatch):
-    monkeypatch.setattr("losses.forward.token_entropy", lambda *a, **o: pytest.fail("computed"))
+    monkeypatch.setattr("models.forward.token_entropy", lambda *a, **o: pytest.fail("computed"))
     model, batch = make_model("gpt_neox"), pack(make_rows(2))
     for fused in (True, False):
         policy = Policy(model, fused=fused)
@@ -248,14 +251,16 @@ def test_values_are_of_the_states_before_every_token_and_after_the_last(leaves, 
     """The critic tells positions. Entropies cost a pass of their own: only where asked for."""
     rows = [Row(0, [3, 4, 5], [[6, 7]], [True], [1]), Row(1, [3], [[4]], [True], [1])]
     critic, policy = PositionCritic(make_policy()), Policy(make_policy())
-    found = ActorCritic(policy, critic, temperature=0.7)(pack(rows, leaves=leaves))
-    assert found.values.tolist() == [[2, 3], [0, 0]] and found.after.tolist() == after
+    found = ActorCritic(policy, critic, temperature=0.7)(pack(rows, include_last_token=leaves))
+    assert found.values.tolist() == [[2, 3], [0, 0]] and found.last_values.tolist() == after
     assert not found.entropies.any()
-    asked = ActorCritic(policy, critic, temperature=0.7, entropy=True)(pack(rows, leaves=leaves))
+    asked = ActorCritic(policy, critic, temperature=0.7, entropy=True)(
+        pack(rows, include_last_token=leaves)
+    )
     assert asked.entropies.bool().tolist() == [[True, True], [True, False]]
     assert torch.equal(asked.logps, found.logps)
 
 
 def test_responses_of_one_token_have_a_state_after_them_too():
     module = ActorCritic(Policy(make_policy()), PositionCritic(make_policy()), temperature=1.0)
-    assert module(pack([Row(0, [3, 4], [[5]], [True], [1])])).after.tolist() == [0]
+    assert module(pack([Row(0, [3, 4], [[5]], [True], [1])])).last_values.tolist() == [0]

@@ -9,11 +9,10 @@ from compare import column
 from tolerances import TIGHT
 
 from data.encode import Row
-from data.trees import Trajectory, pack
+from data.trees import pack
 from losses import LOSSES
-from losses.dpo import DPOConfig, at_start
+from losses.dpo import DPOConfig, expected_initial_metrics
 from losses.dpo import step as dpo_step
-from losses.forward import ActorCriticOutput
 from losses.orpo import ORPOConfig
 from losses.orpo import step as orpo_step
 from losses.ppo import PPOConfig
@@ -22,6 +21,7 @@ from losses.reward import RewardConfig
 from losses.reward import step as reward_step
 from losses.sft import SFTConfig
 from losses.sft import step as sft_step
+from models.forward import ActorCriticOutput
 
 # Three pairs: one won, one lost, one tied. Lengths 2 and 1, 1 and 3, 1 and 1.
 LOGPS = [[-1, -2], [-4], [-5], [-1, -1, -4], [-1], [-1]]
@@ -41,6 +41,7 @@ def batch_of(logps, responses=2, margins=(0.0, 0.0, 0.0)):
         )
     ]
     batch = pack(rows)
+    batch = batch.with_columns({"margin": torch.tensor(margins).repeat_interleave(responses)})
     table = torch.full(batch.mask.shape, nan, dtype=torch.float64)
     table[batch.mask] = column(*(x for row in logps for x in row))
     return batch, table
@@ -97,7 +98,7 @@ DPO = {  # the log-probs of each response, and of the reference
 @pytest.mark.parametrize("reduction", DPO)
 def test_dpo_says_what_the_policy_prefers_to_its_reference(reduction):
     batch, logps = batch_of(LOGPS)
-    batch = replace(batch, ref_logps=REFERENCE)
+    batch = batch.with_columns({"ref_seq_logps": REFERENCE})
     config = DPOConfig(beta=0.5, label_smoothing=0.1, logp_reduction=reduction)
     output = dpo_step(logps, batch, config)
     policy, reference = DPO[reduction]
@@ -117,18 +118,18 @@ def test_dpo_says_what_the_policy_prefers_to_its_reference(reduction):
 
 def test_dpo_hands_its_variant_on():
     batch, logps = batch_of(LOGPS)
-    batch = replace(batch, ref_logps=REFERENCE)  # h is -3, 2 and 0
+    batch = batch.with_columns({"ref_seq_logps": REFERENCE})  # h is -3, 2 and 0
     (loss,) = dpo_step(logps, batch, DPOConfig(beta=0.5, variant="ipo")).totals.values()
     assert loss.item() == near((-3 - 1) ** 2 + (2 - 1) ** 2 + (0 - 1) ** 2)
 
 
 def test_dpo_at_the_start():
     """C1: h = 0. Of another reference nothing is known."""
-    assert at_start(DPOConfig()) == {"loss": near(log(2)), "rewards/margins": 0.0}
-    assert at_start(DPOConfig(ref_model="another")) == {}
+    assert expected_initial_metrics(DPOConfig()) == {"loss": near(log(2)), "rewards/margins": 0.0}
+    assert expected_initial_metrics(DPOConfig(ref_model="another")) == {}
     robust = DPOConfig(variant="robust", label_smoothing=0.1)
-    assert at_start(robust)["loss"] == near(log(2))
-    assert at_start(DPOConfig(beta=0.5, variant="ipo"))["loss"] == near(1)
+    assert expected_initial_metrics(robust)["loss"] == near(log(2))
+    assert expected_initial_metrics(DPOConfig(beta=0.5, variant="ipo"))["loss"] == near(1)
 
 
 def test_orpo_says_odds_and_likelihood():
@@ -181,21 +182,22 @@ def test_ppo_adds_policy_value_kl_and_entropy(critic_only):
     def table(*numbers, under=nan):
         return torch.full((2, 2), under).double().masked_scatter(batch.mask, column(*numbers))
 
-    old = Trajectory(
-        table(-2, -2, -2),
-        table(8, 8, 8),
-        table(1, -1, 1),
-        table(9, 9, 9),
-        table(-1, -2, -4),
-        critic_only,
+    columns = dict(
+        old_logps=table(-2, -2, -2),
+        old_values=table(8, 8, 8),
+        advantages=table(1, -1, 1),
+        returns=table(9, 9, 9),
+        ref_logps=table(-1, -2, -4),
+        policy_weight=torch.full((2,), 0.0 if critic_only else 1.0),
     )
+    batch = batch.with_columns(columns)
     values, entropies = table(8.25, 8.5, 6, under=0.0), table(1, 2, 4, under=0.0)
     logps = table(LN2 - 2, -2, -LN2 - 2, under=0.0)
     config = PPOConfig(
         clip=1.0, value_clip=0.25, value_coef=0.5, kl_loss_coef=0.25, entropy_coef=0.125
     )
     outputs = ActorCriticOutput(logps, values, values[:, 0], entropies)
-    output = ppo_step(outputs, replace(batch, trajectory=old), config)
+    output = ppo_step(outputs, batch, config)
     policy = -2 + 1 - 0.5
     value = 0.5 * (0.75**2 + 0.75**2 + 3**2)  # the clipped 8.25 is further off than 8.5
     kl = 0.5 * ((LN2 - 1) ** 2 + 0 + (2 - LN2) ** 2)
@@ -212,20 +214,23 @@ def test_ppo_adds_policy_value_kl_and_entropy(critic_only):
         "val/ratio_minus_1_squared": near((1.25, 3)),
         "policy/entropy_avg": near((7, 3)),
     }
-    quiet = ppo_step(outputs, replace(batch, trajectory=old), replace(config, entropy_coef=0.0))
+    quiet = ppo_step(outputs, batch, replace(config, entropy_coef=0.0))
     assert "policy/entropy_avg" not in quiet.metrics
 
 
 # --- what a step cannot do without, and settings at the edge --------------------------------------
 
 
-def test_a_step_says_what_its_batch_lacks():
-    batch, logps = batch_of(LOGPS)
-    lacking = "^DPO needs the reference's log-probs in the batch$"
-    with pytest.raises(AssertionError, match=lacking):
-        dpo_step(logps, batch, DPOConfig())
-    with pytest.raises(AssertionError, match="^PPO needs a rollout in the batch$"):
-        ppo_step((logps,) * 4, batch, PPOConfig())
+def test_a_column_that_the_batch_lacks_is_refused_by_name():
+    batch, _ = batch_of(LOGPS)
+    lacking = "^loss dpo reads the column ref_seq_logps; the batch has margin$"
+    with pytest.raises(ValueError, match=lacking):
+        LOSSES["dpo"].check_columns(batch)
+    with pytest.raises(
+        ValueError, match="^loss ppo reads the column old_logps; the batch has none$"
+    ):
+        LOSSES["ppo"].check_columns(replace(batch, columns={}))
+    LOSSES["sft"].check_columns(batch)
 
 
 REFUSED = [

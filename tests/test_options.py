@@ -22,8 +22,8 @@ from tolerances import loose
 
 import train
 from data import errors
+from models.load import load_causal_lm
 from runtime.config import TrainConfig
-from runtime.models import load_causal_lm
 
 ROWS = pocket_rows()
 
@@ -81,8 +81,8 @@ def test_a_dry_run_leaves_an_earlier_run_alone(plain, data):
 
 
 def rates(steps, **options):
-    config = TrainConfig(loss="sft", learning_rate=2.0, **options)
-    return [train.learning_rate(step, steps, config) for step in range(1, steps + 1)]
+    config = TrainConfig(loss="sft", **options)
+    return [train.learning_rate(step, steps, 2.0, config) for step in range(1, steps + 1)]
 
 
 @pytest.mark.parametrize("schedule", ["constant", "linear", "cosine"])

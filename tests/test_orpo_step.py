@@ -6,16 +6,16 @@ import pytest
 import small_tokenizers as small
 import torch
 from accelerate import Accelerator
-from models import flat_grad, make_model, make_rows, relative_error
+from tiny_models import flat_grad, make_model, make_rows, relative_error
 from tolerances import TIGHT
 
 from data.encode import Row, encode_records
 from data.rows import Record
+from data.splits import Split
 from data.trees import pack
 from losses import LOSSES
-from losses.forward import Policy
 from losses.orpo import ORPOConfig, step
-from runtime.inputs import Rows
+from models.forward import Policy
 from train import optimizer_step
 
 LOSS = LOSSES["orpo"]
@@ -122,7 +122,7 @@ def test_the_whole_step_written_out():
 def test_no_convention_depends_on_micro_batches(scope, reduction):
     """A1 for two denominators at once: pairs for the odds, tokens for the likelihood."""
     config = ORPOConfig(nll_scope=scope, nll_reduction=reduction)
-    data = Rows(make_rows(8, seed=11), packing=LOSS.packing(config))
+    data = Split(make_rows(8, seed=11), packing=LOSS.packing(config))
     found = []
     for split in ([[0, 1, 2, 3, 4, 5, 6, 7]], [[0], [3, 1, 2, 4], [7, 5, 6], []]):
         model = make_model("gpt_neox")

@@ -16,8 +16,8 @@ from runs import BASE, OFFLINE, QUICK, ROOT, run
 from benchmarks import piqa
 from benchmarks.paired import mcnemar, mean_and_stderr, one_sided
 from data import errors
-from runtime.harness import piqa_scores
-from runtime.models import load_causal_lm, load_tokenizer
+from models.load import load_causal_lm, load_tokenizer
+from runtime.sources.lm_harness import piqa_scores
 
 # ---------------------------------------------------------------- statistics
 

@@ -11,11 +11,11 @@ from rollouts import make_rollouts
 from tolerances import loose
 
 from data.pocket import heldout_prompts
-from losses.forward import ActorCritic, Policy
 from losses.ppo import PPOConfig
+from models.forward import ActorCritic, Policy
+from models.load import load_causal_lm, load_critic, load_tokenizer
 from rollout import experience
-from rollout.experience import Prompt, look_back, respond
-from runtime.models import load_causal_lm, load_critic, load_tokenizer
+from rollout.experience import Prompt, evaluate_responses, respond
 
 CONFIG = PPOConfig(max_new_tokens=24)
 
@@ -62,7 +62,7 @@ def apart(rollouts, monkeypatch):
             rollouts, [Prompt(*prompt) for prompt in tokens], range(len(tokens)), seed=0
         )
     hook.remove()
-    logps = look_back(rollouts, responses).logps.double()
+    logps = evaluate_responses(rollouts, responses).logps.double()
     pairs = zip(sampled, logps, strict=True)
     return torch.cat([(torch.tensor(s.logps) - x[: len(s.tokens)]).abs() for s, x in pairs]), dtypes
 

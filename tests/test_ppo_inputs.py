@@ -5,10 +5,10 @@ import json
 import pytest
 import torch
 from datafiles import USER, lines, write
-from models import make_head
 from ppo_runs import QUICK, few_samples, starter
 from runs import BASE, copy_base, metrics, no_model, random_llama, read, run
 from small_tokenizers import chatml
+from tiny_models import make_head
 from transformers import AutoModelForCausalLM
 
 from data import errors
@@ -21,16 +21,16 @@ def go(tmp_path_factory):
 
 def no_reference():
     few_samples()
-    from runtime import prompt_source
+    from runtime.sources import prompts as source
 
-    real, loaded = prompt_source.load_causal_lm, []
+    real, loaded = source.load_causal_lm, []
 
     def load(*args, **options):
         loaded.append(args)
         assert len(loaded) == 1, "a second model was loaded"
         return real(*args, **options)
 
-    prompt_source.load_causal_lm = load
+    source.load_causal_lm = load
 
 
 # --- references ----------------------------------------------------------------------------------
@@ -57,9 +57,9 @@ def test_another_reference_is_another_kl_at_once(go, tmp_path):
 def spoiled_reference():
     """Not the model that is trained, though nothing else was asked for."""
     few_samples()
-    from runtime import prompt_source
+    from runtime.sources import prompts as source
 
-    real = prompt_source.load_causal_lm
+    real = source.load_causal_lm
 
     def load(*args, flag="--model", **options):
         model = real(*args, flag=flag, **options)
@@ -67,7 +67,7 @@ def spoiled_reference():
             model.get_input_embeddings().weight.data.mul_(1.01)
         return model
 
-    prompt_source.load_causal_lm = load
+    source.load_causal_lm = load
 
 
 def test_a_kl_before_the_first_update_stops_the_run(tmp_path):
@@ -147,16 +147,16 @@ def test_a_reward_model_of_another_vocabulary_scores_but_starts_no_critic(go, tm
 def once():
     """A tokenizer is read once of each directory."""
     few_samples()
-    from runtime import prompt_source
+    from runtime.sources import prompts as source
 
-    real, seen = prompt_source.load_tokenizer, []
+    real, seen = source.load_tokenizer, []
 
     def load(name, *args):
         assert name not in seen, f"the tokenizer of {name} was loaded again"
         seen.append(name)
         return real(name, *args)
 
-    prompt_source.load_tokenizer = load
+    source.load_tokenizer = load
 
 
 def test_a_critic_that_refuses_trees_gets_the_rectangle_and_so_does_the_policy(go, tmp_path):

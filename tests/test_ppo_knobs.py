@@ -8,14 +8,14 @@ import small_tokenizers as small
 import torch
 from accelerate import Accelerator
 from datafiles import lines, write
-from rollouts import SMALL, left_behind, near, train
+from rollouts import SMALL, left_behind, train
 
 from data.errors import InputError
 from losses import LOSSES
 from losses.ppo import PPOConfig
 from rollout.sample import stop_ids
-from runtime.config import TrainConfig
-from runtime.prompt_source import PromptSource
+from runtime.config import Run, TrainConfig
+from runtime.sources.prompts import plan_prompts
 
 # option: (what else is set, its other value, what is the first thing to change)
 KNOBS = {
@@ -46,14 +46,15 @@ KNOBS = {
     "critic_warmup": ({}, 1, "gradient"),
     "target_kl": ({}, 1e-6, "steps"),
 }
-CHECKED_BY_THE_SOURCE = {"reward", "prompts", "ref_model"}  # below, and in test_ppo_run.py
+# below, in test_ppo_run.py and in test_optimizer.py
+CHECKED_BY_THE_SOURCE = {"reward", "prompts", "ref_model", "critic_learning_rate"}
 
 
 @cache
 def stages(config):
     """What two rollouts and their steps came to, in the order in which things happen."""
     left = left_behind(train(config))
-    worth = [part["advantages"] + part["returns"] for part in left["trajectories"]]
+    worth = [part["advantages"] + part["returns"] for part in left["columns"]]
     return {
         "steps": len(left["metrics"]),
         "responses": left["responses"][0],
@@ -121,7 +122,7 @@ def test_a_target_that_nothing_could_steer_is_refused():
 
 def source(batch_size=4, ppo=SMALL, accelerator=None, **flags):
     config = TrainConfig(loss="ppo", batch_size=batch_size, **flags)
-    return PromptSource(config, LOSSES["ppo"], ppo, accelerator or Accelerator(cpu=True))
+    return plan_prompts(Run(config, ppo, {}), LOSSES["ppo"], accelerator or Accelerator(cpu=True))
 
 
 @pytest.mark.parametrize(
@@ -139,10 +140,9 @@ def test_the_plan_counts_optimizer_steps(flags, ppo, steps, rollouts):
     """F13: what is printed is what rollout_steps makes (test_ppo_steps.py counts those)."""
     made = source(ppo=replace(SMALL, **ppo), **flags)
     assert made.steps == steps
-    plan = made.told[1]
+    plan = made.summary[1]
     assert plan.startswith(f"plan: {rollouts} rollouts of {made.ppo.rollout_size} responses")
     assert plan.endswith(f": {steps} optimizer steps")
-    assert made.epoch(steps) == near(rollouts * made.ppo.rollout_size / 60)
 
 
 def test_a_held_policy_is_not_left_to_weight_decay():
@@ -208,7 +208,7 @@ def test_without_a_reward_only_pocket_can_go_on(tmp_path):
         with pytest.raises(InputError, match="^--reward is missing: train one with --loss reward"):
             source(ppo=replace(SMALL, **ppo), **flags)
         named = source(ppo=replace(SMALL, reward="math:fsum", **ppo), **flags)
-        assert (named.reward_name, named.on_pocket) == ("math:fsum", False)
+        assert (named.reward_model, named.on_pocket) == (None, False)
         assert len(named.train) + len(named.heldout) == 20
-    assert source().reward_name == "pocket's grader"
+    assert source().on_pocket
     assert source(data=prompts, ppo=replace(SMALL, prompts="pocket")).on_pocket

@@ -5,17 +5,17 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from models import flat_grad, make_rows, relative_error
 from rollouts import THROUGH_A_MODEL, PositionCritic, make_policy, near
+from tiny_models import flat_grad, make_rows, relative_error
 from tolerances import assert_close
 from torch import nn
 
 from data.encode import Row
-from data.trees import Trajectory, pack
-from losses.forward import ActorCriticOutput, Policy
+from data.trees import pack
 from losses.ppo import LOSS, PPOConfig, step
-from runtime.models import make_optimizer
-from runtime.prompt_source import ratio_variance
+from models.forward import ActorCriticOutput, Policy
+from runtime.optimizer import make_optimizer
+from runtime.sources.prompts import ratio_variance
 
 
 def told(ratios, lengths, *, config=None, values=None, entropies=None):
@@ -32,7 +32,8 @@ def told(ratios, lengths, *, config=None, values=None, entropies=None):
 
     old = torch.where(batch.mask, -1.0, torch.nan).double()
     ones = table([[1.0] * n for n in lengths])
-    trajectory = Trajectory(old, 0 * ones, ones, ones, old)
+    columns = dict(old_logps=old, old_values=0 * ones, advantages=ones, returns=ones, ref_logps=old)
+    columns["policy_weight"] = torch.ones(len(lengths))
     logps = (old + table(ratios).log()).requires_grad_()
     outputs = ActorCriticOutput(
         torch.where(batch.mask, logps, 0.0),
@@ -40,7 +41,7 @@ def told(ratios, lengths, *, config=None, values=None, entropies=None):
         torch.zeros(len(lengths)),
         table(entropies, 0.0) if entropies else torch.zeros(batch.mask.shape),
     )
-    output = step(outputs, replace(batch, trajectory=trajectory), config or PPOConfig())
+    output = step(outputs, batch.with_columns(columns), config or PPOConfig())
     for total, count in output.metrics.values():  # H11: no graph is kept alive by a number
         assert not total.requires_grad and not count.requires_grad
     return {name: (total / count).item() for name, (total, count) in output.metrics.items()}
@@ -135,10 +136,12 @@ def test_the_kl_of_the_loss_pulls_as_the_kl_does():
     drawn = torch.tensor([0] * 8 + [1] * 2)
     logps = torch.stack([logit, 0 * logit]).log_softmax(0)[drawn][:, None]
     batch, zeros = pack([Row(i, [5], [[3]], [True], [1]) for i in range(10)]), 0 * logps.detach()
-    old = Trajectory(logps.detach(), zeros, zeros, zeros, zeros + torch.tensor(0.5).double().log())
+    columns = dict.fromkeys(("old_values", "advantages", "returns"), zeros)
+    columns |= {"old_logps": logps.detach(), "policy_weight": torch.ones(10)}
+    columns["ref_logps"] = zeros + torch.tensor(0.5).double().log()
     outputs = ActorCriticOutput(logps, zeros, zeros[:, 0], zeros)
     config = PPOConfig(kl_coef=0.0, kl_loss_coef=1.0)
-    step(outputs, replace(batch, trajectory=old), config).totals["tokens"].backward()
+    step(outputs, batch.with_columns(columns), config).totals["tokens"].backward()
     assert logit.grad.item() / 10 == near(0.16 * 1.3862943611198906)
 
 
@@ -158,5 +161,5 @@ class PositionCriticWithWeights(PositionCritic):
 
 
 def test_a_bootstrapped_batch_computes_the_last_token_too():
-    assert LOSS.packing(PPOConfig(truncation="bootstrap")) == {"leaves": True}
-    assert LOSS.packing(PPOConfig()) == {"leaves": False}
+    assert LOSS.packing(PPOConfig(truncation="bootstrap")) == {"include_last_token": True}
+    assert LOSS.packing(PPOConfig()) == {"include_last_token": False}

@@ -5,7 +5,6 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from models import relative_error
 from ranks import run_on_two_ranks
 from rollouts import (
     SMALL,
@@ -16,9 +15,11 @@ from rollouts import (
     prompts_of,
     train,
 )
+from tiny_models import relative_error
 
+from data.splits import Split
 from losses.ppo import PPOConfig
-from rollout.experience import RolloutState
+from rollout.state import Experience, RolloutState
 from rollout.steps import rollout_steps
 
 EVERYTHING = PPOConfig(
@@ -142,14 +143,14 @@ def test_no_micro_batch_is_above_max_tokens(truncation):
 def test_every_token_keeps_what_its_rollout_said_of_it(plain):
     """F9, F10, F11, F15: old log-probs, values and advantages, in whatever batch and epoch."""
     for number, each in enumerate(plain.steps):
-        rows, trajectory = plain.rollouts[number // 4]
+        rows, columns = plain.rollouts[number // 4]
         for row, (batch, place) in by_row(each).items():
             length = len(rows[row].responses[0])
             assert batch.mask[place].tolist() == [t < length for t in range(batch.mask.shape[1])]
             assert batch.targets[batch.gather[place, :length]].tolist() == rows[row].responses[0]
             for field in FIELDS:
-                kept = getattr(batch.trajectory, field)[place, :length]
-                assert torch.equal(kept, getattr(trajectory, field)[row, :length])
+                kept = batch.columns[field][place, :length]
+                assert torch.equal(kept, columns[field][row, :length])
 
 
 def test_the_ratio_leaves_1_once_the_weights_have_moved(plain):
@@ -185,12 +186,13 @@ def test_batches_have_the_layout_that_the_models_take():
 
 def test_a_rank_without_a_row_in_a_step_gets_a_stand_in(monkeypatch):
     """And each of its rows once an epoch: here two ranks have one row each, a step is one row."""
-    rows, trajectory = train(steps=1).rollouts[0]
+    rows, columns = train(steps=1).rollouts[0]
     accelerator = SimpleNamespace(num_processes=2, process_index=0, device=torch.device("cpu"))
     for rank in (0, 1):
         accelerator.process_index = rank
-        mine = trajectory.of([rank], trajectory.old_logps.shape[1])
-        monkeypatch.setattr("rollout.steps.rollout", lambda *_: ([rows[rank]], mine))  # noqa: B023
+        mine = {name: column[[rank]] for name, column in columns.items()}
+        made = Experience(Split([rows[rank]], columns=mine), {})
+        monkeypatch.setattr("rollout.steps.rollout", lambda *_: made)  # noqa: B023
         made = replace(make_rollouts(replace(SMALL, rollout_size=2)), accelerator=accelerator)
         options = dict(batch_size=1, steps=4, seed=0, state=RolloutState(kl_coef=0.0))
         dummies = [b.dummy for bs in rollout_steps(made, prompts_of(2), **options) for b in bs]
@@ -207,8 +209,8 @@ def test_in_its_warm_up_only_the_critic_learns(plain):
         of_policy, of_critic = each.gradient[:size], each.gradient[size:]
         assert of_critic.norm() > 0
         assert bool((of_policy == 0).all()) == (number < 4)
-    first, second = (trajectory for _, trajectory in warm.rollouts)
-    assert first.critic_only and not second.critic_only
+    first, second = (columns["policy_weight"] for _, columns in warm.rollouts)
+    assert first.tolist() == [0.0] * 8 and second.tolist() == [1.0] * 8
     untouched = train(config, steps=4).module.policy.state_dict()
     start = train(steps=1, rate=0.0).module.policy.state_dict()
     assert all(torch.equal(untouched[name], start[name]) for name in start)
@@ -228,7 +230,7 @@ def assert_same_training(found, whole, mine=slice(None)):
     for name in ("responses", "ends"):
         assert found[name] == [rows[mine] for rows in whole[name]]
     assert found["units"] == whole["units"]
-    for one, all_ in zip(found["trajectories"], whole["trajectories"], strict=True):
+    for one, all_ in zip(found["columns"], whole["columns"], strict=True):
         for field in FIELDS:
             a, b = (torch.tensor(flatten(x)) for x in (one[field], all_[field][mine]))
             assert relative_error(a.double(), b.double()) < THROUGH_A_MODEL, field

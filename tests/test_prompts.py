@@ -27,6 +27,7 @@ def test_pocket_has_its_own_prompts():
     train, heldout, told = load_prompts("pocket", 0)
     assert (texts(train), texts(heldout)) == (train_prompts(), heldout_prompts())
     assert told == f"{len(train)} prompts of pocket; {len(heldout)} held out"
+    assert [text for text, _ in encode_prompts(train[:3], gpt2(), 64)] == train_prompts()[:3]
 
 
 def test_a_file_gives_its_prompts_and_holds_a_tenth_out(tmp_path):
@@ -78,6 +79,10 @@ def test_held_out_prompts_and_column_names_can_be_given(tmp_path):
     both = {"both/train.jsonl": lines(*ASKED[:9]), "both/valid.jsonl": lines(*ASKED[9:12])}
     train, heldout, _ = load(tmp_path, both, "both", eval_data=str(tmp_path / "b.jsonl"))
     assert (len(train), len(heldout)) == (9, 30)  # before the source's own
+    options = dict(eval_data=str(tmp_path / "both"), columns={"prompt": "q"})
+    _, heldout, _ = load(tmp_path, files, "a.jsonl", **options)
+    # of its two parts, the held-out one
+    assert texts(heldout) == [row["prompt"] for row in ASKED[9:12]]
 
 
 @pytest.mark.parametrize(

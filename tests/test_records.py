@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import sys
 
 import pytest
 from datafiles import BAD, GOOD, PAIR, PIQA, USER, bare, lines, parquet, read, write
@@ -76,9 +77,31 @@ def test_json_lines_under_the_name_json_and_an_array(tmp_path):
         assert [bare(row) for row in read(tmp_path, content, "a.json")] == [("p", " c", " r")] * 2
 
 
+def test_an_array_may_begin_with_white_space(tmp_path):
+    assert len(read(tmp_path, "\n  " + json.dumps([PAIR, PAIR]), "a.json")) == 2
+
+
+@pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
+def test_lines_of_a_csv_file_end_in_any_way_and_cells_stay_as_they_are(tmp_path, end):
+    table = end.join(["prompt,chosen,rejected", 'p,"c\r\nc",r', "p,c,"])
+    with pytest.raises(InputError, match=r"a.csv:4:rejected: the response is empty"):
+        read(tmp_path, table, "a.csv")
+    assert bare(read(tmp_path, table + "r", "a.csv")[0]) == ("p", "c\r\nc", "r")
+    # The largest number that a C long holds everywhere; it is the limit of the whole module.
+    assert csv.field_size_limit() == 2**31 - 1
+
+
+def test_the_label_stays_with_the_record(tmp_path):
+    records = read(tmp_path, lines(PIQA, PIQA | {"label": 1}))
+    assert [(record.chosen, record.label) for record in records] == [(" one", 0), (" two", 1)]
+    assert read(tmp_path, lines(PAIR))[0].label is None
+
+
 def test_margin(tmp_path):
     content = lines(PAIR | {"margin": 2}, PAIR | {"margin": None}, PAIR)
     assert [row.margin for row in read(tmp_path, content)] == [2.0, None, None]
+    largest = sys.float_info.max
+    assert read(tmp_path, lines(PAIR | {"margin": -largest}))[0].margin == -largest
     table = "prompt,chosen,rejected,margin\np,c,r,1.5\np,c,r,\n"
     assert [row.margin for row in read(tmp_path, table, "t.csv")] == [1.5, None]
 

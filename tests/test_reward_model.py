@@ -6,22 +6,22 @@ import math
 import pytest
 import torch
 from accelerate import Accelerator
-from models import FAMILIES, float64_throughout, make_head, make_rows, relative_error
 from runs import run
+from tiny_models import FAMILIES, float64_throughout, make_head, make_rows, relative_error
 from tolerances import TIGHT, loose
 from transformers import pipeline
 
 from data.encode import encode_records
 from data.pocket import heldout_rows
 from data.records import Record
+from data.splits import Split
 from data.trees import pack
 from losses import LOSSES
-from losses.forward import Scorer
 from losses.reward import RewardConfig, step
-from runtime.heldout import evaluate
-from runtime.inputs import Rows
-from runtime.layout import choose_layout
-from runtime.models import HEAD, load_scorer, load_tokenizer
+from models.forward import Scorer
+from models.layout import choose_layout
+from models.load import HEAD, load_scorer, load_tokenizer
+from runtime.sources.heldout import evaluate_rows
 
 LOSS = LOSSES["reward"]
 WITH_SCORES = [family for family in FAMILIES if not family.startswith("phi, ")]
@@ -42,7 +42,7 @@ def test_scores_are_the_models_own_of_each_sequence_alone(family, layout):
     rows[1].prompt[0] = 2
     with float64_throughout():
         model = make_head("sequence", family)
-        scores = Scorer(model)(pack(rows, layout=layout, leaves=True))
+        scores = Scorer(model)(pack(rows, layout=layout, include_last_token=True))
         alone = [score_alone(model, row.prompt + r) for row in rows for r in row.responses]
     assert relative_error(scores, torch.stack(alone)) < 100 * TIGHT
 
@@ -50,7 +50,7 @@ def test_scores_are_the_models_own_of_each_sequence_alone(family, layout):
 @pytest.mark.parametrize("family", WITH_SCORES)
 def test_every_family_is_given_trees(family):
     model = make_head("sequence", family, torch.float32)
-    assert choose_layout(model, "auto", "score")[::2] == ("tree", "token trees")
+    assert choose_layout(model, "auto", "seq_cls")[::2] == ("tree", "token trees")
 
 
 def test_a_new_head_is_drawn_from_the_seed_with_the_scale_stated():
@@ -71,9 +71,8 @@ def test_a_new_head_is_drawn_from_the_seed_with_the_scale_stated():
 
 def test_margin_and_centring_are_live():
     """E10: the margin is subtracted from the gap; E9: the square is of the sum."""
-    rows = make_rows(1)
-    rows = [type(rows[0])(0, rows[0].prompt, rows[0].responses, [True] * 2, [1, 1], margin=0.5)]
-    batch = pack(rows, leaves=True)
+    batch = pack(make_rows(1), include_last_token=True)
+    batch = batch.with_columns({"margin": torch.tensor([0.5, 0.5])})
     scores = torch.tensor([1.0, 0.2], dtype=torch.float64)
     (loss,) = step(scores, batch, RewardConfig(center_coef=0.01)).totals.values()
     expected = math.log(1 + math.exp(-(1.0 - 0.2 - 0.5))) + 0.01 * (1.0 + 0.2) ** 2
@@ -96,10 +95,12 @@ def test_the_saved_model_gives_the_training_scores_again(trained):
     tokenizer = load_tokenizer(final)
     rows = heldout_rows()
     records = [Record(r["prompt"], r["chosen"], r["rejected"]) for r in rows]
-    data = Rows(encode_records(records, tokenizer).rows, packing={"leaves": True})
+    encoded = encode_records(records, tokenizer).rows
+    no_margin = {"margin": torch.zeros(2 * len(encoded))}
+    data = Split(encoded, packing={"include_last_token": True}, columns=no_margin)
     model = load_scorer(final, tokenizer, dtype="float32")
     scorer, config = Scorer(model), LOSS.config()
-    after = evaluate(Accelerator(cpu=True), scorer, LOSS, config, data, 4096)
+    after = evaluate_rows(Accelerator(cpu=True), scorer, LOSS, config, data, 4096)
     assert after == pytest.approx(
         summary["after"], rel=loose(torch.float32), abs=loose(torch.float32)
     )

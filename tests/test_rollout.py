@@ -8,7 +8,6 @@ from statistics import fmean, pvariance
 import pytest
 import small_tokenizers
 import torch
-from models import make_head
 from rollouts import (
     RATIO,
     SMALL,
@@ -24,26 +23,29 @@ from rollouts import (
     shaped,
     train,
 )
+from tiny_models import make_head
 from tolerances import TIGHT, loose
 
 from data.encode import Row
 from data.errors import InputError
-from losses.forward import ActorCritic, Policy, value_head
 from losses.ppo import PPOConfig
+from models.forward import ActorCritic, Policy, head
 from rollout import experience
-from rollout.experience import RolloutState, rollout, shape_scores, token_rewards, update_moments
+from rollout.experience import rollout
+from rollout.rewards import shape_scores, token_rewards, update_moments
 from rollout.sample import Sampled, stop_ids
+from rollout.state import RolloutState
 
 BARE = replace(SMALL, whiten_advantages=False, kl_coef=0.0)
 
 
 def roll(config=SMALL, count=16, state=None, number=0, **options):
-    """(rollouts, rows, trajectory, metrics) of one rollout, the critic telling positions."""
+    """(rollouts, rows, columns, metrics) of one rollout, the critic telling positions."""
     options = {"critic": PositionCritic(make_policy())} | options
     made = make_rollouts(config, **options)
     state = state or RolloutState(kl_coef=config.kl_coef)
-    rows, trajectory = rollout(made, prompts_of(count), range(count), number, state)
-    return made, rows, trajectory, state.metrics
+    experience = rollout(made, prompts_of(count), range(count), number, state)
+    return made, experience.split.rows, experience.split.columns, experience.metrics
 
 
 def close(actual, expected, bound=THROUGH_A_MODEL):
@@ -66,7 +68,7 @@ def test_before_any_update_the_ratio_is_1_in_every_mini_batch(temperature, layou
     assert len(run.steps) == 8
     for step in run.steps:
         for batch in step.batches:
-            log_ratio = run.module(batch).logps - batch.trajectory.old_logps
+            log_ratio = run.module(batch).logps - batch.columns["old_logps"]
             assert (log_ratio[batch.mask].exp() - 1).abs().max() < RATIO
         told = step.metrics
         assert abs(told["val/ratio"] - 1) < RATIO and told["policy/clipfrac_avg"] == 0
@@ -88,8 +90,8 @@ def test_log_probs_of_the_sampler_are_those_of_the_training_forward(monkeypatch,
     sample = experience.sample
     monkeypatch.setattr(experience, "sample", recorded)
     config = replace(SMALL, temperature=temperature, top_k=4)
-    made, rows, trajectory, _ = roll(config)
-    old = ragged(rows, trajectory.old_logps)
+    made, rows, columns, _ = roll(config)
+    old = ragged(rows, columns["old_logps"])
     close([one.logps for one in sampled], old)
     close(old, by_hand(made, rows, kl_coef=0.05).logps)
 
@@ -100,7 +102,7 @@ def test_old_log_probs_have_no_dropout_in_them():
     module = ActorCritic(Policy(model), make_head("token", "gpt_neox"), temperature=1.0)
     made = replace(make_rollouts(), model=model, actor_critic=module)
     responses = experience.respond(made, prompts_of(4), range(4), 0)
-    old = ragged(responses.rows, experience.look_back(made, responses).logps)
+    old = ragged(responses.rows, experience.evaluate_responses(made, responses).logps)
     close(old, [logps_alone(model, row, 1.0) for row in responses.rows])
 
 
@@ -130,11 +132,11 @@ GAE = {
 def test_advantages_are_the_double_sum(options, whiten):
     """E12, G1, G2, G3, G4, G5, G8, G15: sampled, scored and looked back at, on ragged rows."""
     config = replace(SMALL, whiten_advantages=whiten, **options)
-    made, rows, trajectory, _ = roll(config)
+    made, rows, columns, _ = roll(config)
     assert {len(row.responses[0]) for row in rows} >= {1, 2, 6}
     assert {row.ends[0] for row in rows} == {True, False}
     assert all(row.ends[0] == (row.responses[0][-1] == 2) for row in rows)
-    check(made, rows, trajectory)
+    check(made, rows, columns)
 
 
 @pytest.mark.parametrize("truncation", ["terminal", "bootstrap"])
@@ -142,21 +144,21 @@ def test_any_of_several_stop_tokens_is_an_end(truncation):
     """F8, G2: neither punished nor gone on from, and read by no reward."""
     config = replace(SMALL, truncation=truncation, missing_eos_penalty=1.0, stop_tokens="6,2,6")
     assert make_rollouts(config).sampling.stop_ids == (2, 6)  # the end token always, each once
-    made, rows, trajectory, _ = roll(config)
+    made, rows, columns, _ = roll(config)
     assert {row.responses[0][-1] for row in rows if row.ends[0]} == {2, 6}
     assert all(row.ends[0] == (row.responses[0][-1] in (2, 6)) for row in rows)
-    check(made, rows, trajectory)
+    check(made, rows, columns)
 
 
-def check(made, rows, trajectory):
+def check(made, rows, columns):
     """Against the double sum in plain Python."""
     config = made.config
     hand = by_hand(made, rows, kl_coef=config.kl_coef)
     assert 0.0 in hand.raw
     values = [[len(r.prompt) + t - 1 for t in range(len(r.responses[0]))] for r in rows]
-    assert ragged(rows, trajectory.old_values) == values
-    close(ragged(rows, trajectory.advantages), hand.advantages)
-    close(ragged(rows, trajectory.returns), hand.returns)
+    assert ragged(rows, columns["old_values"]) == values
+    close(ragged(rows, columns["advantages"]), hand.advantages)
+    close(ragged(rows, columns["returns"]), hand.returns)
 
 
 @pytest.mark.parametrize("max_tokens", [1, 30])
@@ -169,7 +171,7 @@ def test_a_rollout_does_not_depend_on_how_it_is_cut(layout, max_tokens):
     _, same, cut, told_cut = roll(config, layout=layout, max_tokens=max_tokens, **options)
     assert rows == same
     for name in ("old_logps", "old_values", "ref_logps", "advantages", "returns"):
-        close(ragged(rows, getattr(cut, name)), ragged(rows, getattr(whole, name)))
+        close(ragged(rows, cut[name]), ragged(rows, whole[name]))
     assert told_cut == near(told)
 
 
@@ -177,10 +179,10 @@ def test_the_score_is_on_the_last_real_token_of_every_response():
     """G1: values 0, reward 1: the advantage of the last token is 1 and not λ, padded or not."""
     ones = dict(reward=lambda prompts, responses: [1.0] * len(prompts))
     critic = make_head("token", "gpt_neox")
-    for parameter in value_head(critic).parameters():
+    for parameter in head(critic).parameters():
         parameter.data.zero_()
-    _, rows, trajectory, _ = roll(BARE, critic=critic, **ones)
-    for row, advantages in zip(rows, ragged(rows, trajectory.advantages), strict=True):
+    _, rows, columns, _ = roll(BARE, critic=critic, **ones)
+    for row, advantages in zip(rows, ragged(rows, columns["advantages"]), strict=True):
         length = len(row.responses[0])
         assert advantages == near([0.95 ** (length - 1 - t) for t in range(length)])
         assert advantages[-1] == 1.0
@@ -190,7 +192,9 @@ def test_what_stands_under_the_mask_never_counts():
     """G3, I1: NaN where there is no token reaches no reward."""
     mask = torch.tensor([[True, True, False], [True, False, False]])
     bad = torch.where(mask, -1.0, float("nan"))
-    rewards = token_rewards(torch.tensor([2.0, 3.0]), bad, bad * 2, mask, kl_coef=0.5, kind="k1")
+    rewards = token_rewards(
+        torch.tensor([2.0, 3.0]), bad, bad * 2, mask, kl_coef=0.5, estimator="k1"
+    )
     assert rewards.tolist() == [[-0.5, 1.5, 0.0], [2.5, 0.0, 0.0]]
 
 
@@ -269,19 +273,22 @@ def test_values_and_reference_are_kept_in_the_policys_dtype():
     policy, reference = made.actor_critic, made.reference
 
     def wider(batch):
-        logps, values, *more = policy(batch)
-        return logps, values.double(), *more
+        output = policy(batch)
+        return output._replace(values=output.values.double())
 
     made = replace(made, actor_critic=wider, reference=lambda *inputs: reference(*inputs).double())
     responses = experience.respond(made, prompts_of(4), range(4), 0)
-    looked = experience.look_back(made, responses)
+    looked = experience.evaluate_responses(made, responses)
     assert {x.dtype for x in looked[:3]} == {torch.float32}
 
 
 def test_only_the_first_rollouts_are_the_critics():
     config, state = replace(SMALL, critic_warmup=2), RolloutState(0.0)
-    told = [roll(config, state=state, number=number)[2].critic_only for number in range(4)]
-    assert told == [True, True, False, False]
+    weights = []
+    for number in range(4):
+        state.number = number
+        weights.append(set(roll(config, state=state, number=number)[2]["policy_weight"].tolist()))
+    assert weights == [{0.0}, {0.0}, {1.0}, {1.0}]
 
 
 # --- scores --------------------------------------------------------------------------------------
@@ -292,9 +299,9 @@ def test_running_moments_are_those_of_all_scores_seen():
     config, past = replace(SMALL, score_norm=True), []
     state = RolloutState(kl_coef=config.kl_coef)
     for number in range(3):
-        made, rows, trajectory, _ = roll(config, state=state, number=number)
+        made, rows, columns, _ = roll(config, state=state, number=number)
         hand = by_hand(made, rows, kl_coef=config.kl_coef, past=past)
-        close(ragged(rows, trajectory.advantages), hand.advantages)
+        close(ragged(rows, columns["advantages"]), hand.advantages)
         past += hand.raw
         assert state.scores_seen == len(past)
         assert state.score_mean == pytest.approx(fmean(past), rel=TIGHT)
@@ -312,8 +319,8 @@ def test_running_moments_do_not_cancel_far_from_zero():
 def test_scores_that_are_all_alike_stay_finite_when_normalised():
     """G14: a standard deviation of 0."""
     same = dict(reward=lambda prompts, responses: [0.1] * len(prompts))
-    _, _, trajectory, told = roll(replace(SMALL, score_norm=True), **same)
-    assert trajectory.advantages.isfinite().all() and all(map(isfinite, told.values()))
+    _, _, columns, told = roll(replace(SMALL, score_norm=True), **same)
+    assert columns["advantages"].isfinite().all() and all(map(isfinite, told.values()))
     assert told["objective/rlhf_reward"] == near(told["objective/non_score_reward"])
 
 
@@ -392,6 +399,6 @@ def test_without_a_reference_nothing_is_said_of_a_kl():
     """H7: both coefficients 0: the same rollout as with a reference, and no KL of 0 in the log."""
     _, rows, without, told = roll(BARE, reference=None)
     _, same, beside, told_beside = roll(BARE)
-    assert rows == same and torch.equal(without.advantages, beside.advantages)
+    assert rows == same and torch.equal(without["advantages"], beside["advantages"])
     assert "objective/kl" not in told and told_beside["objective/kl"] != 0
     assert told.items() <= told_beside.items()

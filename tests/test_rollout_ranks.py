@@ -10,7 +10,8 @@ from thread_ranks import on_ranks
 
 from losses.advantages import masked_whiten
 from rollout import experience
-from rollout.experience import RolloutState, rollout
+from rollout.experience import rollout
+from rollout.state import RolloutState
 from runtime.metrics import Totals
 
 
@@ -56,7 +57,7 @@ def test_what_is_sampled_for_a_prompt_follows_from_its_number():
     """E11: a rank that holds every other prompt samples for those what one process would."""
     made, prompts = make_rollouts(SMALL), prompts_of(16)
     whole = experience.respond(made, prompts, range(16), 3)
-    rows, _ = rollout(made, prompts[1::2], range(1, 16, 2), 3, RolloutState(0.0))
+    rows = rollout(made, prompts[1::2], range(1, 16, 2), 3, RolloutState(0.0)).split.rows
     assert [row.responses for row in rows] == [row.responses for row in whole.rows[1::2]]
     assert whole.prompts == [prompt.text for prompt in prompts]
     words = [made.tokenizer.decode(row.responses[0]).split() for row in whole.rows]
@@ -78,9 +79,10 @@ def test_two_ranks_make_the_rollout_of_one_process():
 
         made = replace(prepared.pop(), accelerator=accelerator, reduce=reduce)
         state, prompts = RolloutState(kl_coef=config.kl_coef), prompts_of(count)
-        rows, trajectory = rollout(made, [prompts[i] for i in numbers], numbers, 7, state)
+        found = rollout(made, [prompts[i] for i in numbers], numbers, 7, state)
         moments = [state.scores_seen, state.score_mean, state.score_m2]
-        return ragged(rows, trajectory.advantages), moments, state.metrics
+        advantages = ragged(found.split.rows, found.split.columns["advantages"])
+        return advantages, moments, found.metrics
 
     def of_rank(rank):
         return make(rank, list(range(rank.process_index, count, 2)))

@@ -213,12 +213,12 @@ def draw_random_numbers():
 
 
 def no_reference():
-    import runtime.reference
+    import runtime.sources.reference
 
     def compute(*_, **__):
         raise AssertionError("the reference was computed")
 
-    runtime.reference.reference_logps = compute
+    runtime.sources.reference.reference_logps = compute
 
 
 def test_kept_reference_log_probs_are_used_again(go, dpo):

@@ -5,7 +5,14 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from models import FAMILIES, VOCABULARY, float64_throughout, make_model, make_rows, relative_error
+from tiny_models import (
+    FAMILIES,
+    VOCABULARY,
+    float64_throughout,
+    make_model,
+    make_rows,
+    relative_error,
+)
 from tolerances import TIGHT
 from torch import nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig
@@ -13,7 +20,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig
 from data.encode import Row
 from data.pocket import BASE_DIR, heldout_prompts
 from data.trees import pack
-from losses.forward import Policy
+from models.forward import Policy
 from rollout.sample import Sampled, Sampling, draw, sample
 
 THROUGH_A_MODEL = 100 * TIGHT  # 1e-10, as in test_trees.py
@@ -242,6 +249,12 @@ def test_groups_hold_what_max_tokens_allows():
 # --- one row, whatever the others
 
 
+def one_by_one(model, prompts, sampling):
+    """Each prompt in a call of its own, by the number that it has among all."""
+    numbered = enumerate(prompts)
+    return [sample(model, [p], sampling, seeded(), prompt_index=[i])[0] for i, p in numbered]
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_row_does_not_depend_on_its_company(family):
     """F6, B15: padding, grouping, other rows ending; a prompt alone is not padded at all."""
@@ -249,10 +262,7 @@ def test_a_row_does_not_depend_on_its_company(family):
         model = make_model(family)
         together = sample(model, PROMPTS, TWELVE, seeded())
         cut = sample(model, PROMPTS, TWELVE, seeded(), max_tokens=45)
-        alone = [
-            sample(model, [prompt], TWELVE, seeded(), rows=[i])[0]
-            for i, prompt in enumerate(PROMPTS)
-        ]
+        alone = one_by_one(model, PROMPTS, TWELVE)
     assert len({len(prompt) for prompt in PROMPTS}) > 3
     assert_same_samples(cut, together)
     assert_same_samples(alone, together)
@@ -263,7 +273,7 @@ def test_ranks_draw_what_one_process_would():
         model = make_model()
         whole = sample(model, PROMPTS, TWELVE, seeded())
         shares = [
-            sample(model, PROMPTS[r::2], TWELVE, seeded(), rows=range(r, len(PROMPTS), 2))
+            sample(model, PROMPTS[r::2], TWELVE, seeded(), prompt_index=range(r, len(PROMPTS), 2))
             for r in (0, 1)
         ]
     assert_same_samples(shares[0], whole[0::2])
@@ -275,10 +285,7 @@ def test_pad_and_end_ids_inside_prompts_are_tokens_like_others():
         model = make_model(pad_token_id=2)  # pad is the end token
         prompts = [[2, 0, 7], [0], [2], [9, 2, 2, 2], [0, 0, 5, 6, 7, 0]]
         together = sample(model, prompts, Sampling(6, (2,), top_k=30), seeded())
-        alone = [
-            sample(model, [prompt], Sampling(6, (2,), top_k=30), seeded(), rows=[i])[0]
-            for i, prompt in enumerate(prompts)
-        ]
+        alone = one_by_one(model, prompts, Sampling(6, (2,), top_k=30))
         assert_same_samples(alone, together)
         expected = recomputed(model, prompts, together, 1.0)
     for one, logps in zip(together, expected, strict=True):
@@ -372,27 +379,17 @@ def test_logits_that_are_not_finite_are_an_error(bad):
 
 
 @pytest.mark.parametrize(
-    "options",
-    [
-        dict(max_new_tokens=0),
-        dict(temperature=0.0),
-        dict(temperature=-1.0),
-        dict(temperature=float("nan")),
-        dict(temperature=float("inf")),
-        dict(top_k=-1),
-        dict(top_p=0.0),
-        dict(top_p=1.5),
-        dict(top_p=float("nan")),
-    ],
-    ids=str,
+    "name, value",
+    [("max_new_tokens", 0), ("top_k", -1), *(("top_p", x) for x in (0.0, 1.5, float("nan")))]
+    + [("temperature", x) for x in (0.0, -1.0, float("nan"), float("inf"))],
 )
-def test_settings_without_a_meaning_are_refused(options):
-    with pytest.raises(ValueError, match=next(iter(options))):
-        Sampling(**(dict(max_new_tokens=4, stop_ids=()) | options))
+def test_settings_without_a_meaning_are_refused(name, value):
+    with pytest.raises(ValueError, match=name):
+        Sampling(**{"max_new_tokens": 4, "stop_ids": (), name: value})
 
 
 def test_prompts_without_tokens_and_numbers_that_do_not_fit_are_refused():
     with pytest.raises(ValueError, match="prompt 1 has no token"):
         sample(Counting(), [[3], []], TWELVE, seeded())
     with pytest.raises(ValueError, match="1 row numbers for 2 prompts"):
-        sample(Counting(), [[3], [4]], TWELVE, seeded(), rows=[0])
+        sample(Counting(), [[3], [4]], TWELVE, seeded(), prompt_index=[0])

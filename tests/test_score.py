@@ -33,7 +33,10 @@ def one_line(error) -> str:
     "form",
     [list, tuple, np.array, torch.tensor, partial(torch.tensor, dtype=torch.bfloat16)]
     + [lambda x: np.array(x, dtype=np.float32), lambda x: [torch.tensor(v) for v in x]]
-    + [lambda x: [np.float64(v) for v in x], lambda x: torch.tensor(x) * torch.ones(1).exp().log()],
+    + [
+        lambda x: [np.float64(v) for v in x],
+        lambda x: torch.tensor(x) * torch.ones(1, requires_grad=True),
+    ],
 )
 def test_all_usual_forms_of_a_list_of_numbers_are_taken(form):
     scores = score(lambda p, r: form(lengths(p, r)), PROMPTS, RESPONSES)

@@ -1,25 +1,26 @@
 """A trained reward model as a reward: the scores are its own, of every text alone."""
 
-import models
 import pytest
 import small_tokenizers
+import tiny_models
 import torch
-from models import FAMILIES, float64_throughout
 from test_score import one_line
+from tiny_models import FAMILIES, float64_throughout
 from tolerances import TIGHT
 from transformers import AutoConfig, AutoModelForSequenceClassification
 
 from data.encode import encode_records
 from data.errors import USAGE, InputError
 from data.rows import Record
-from rollout.score import ModelReward, score
+from rollout.reward_model import ModelReward
+from rollout.score import score
 from runtime.config import TrainConfig
 
 
 def make_scorer(family="llama", **more):
     name, options = FAMILIES[family]
     torch.manual_seed(0)
-    shape = models.SHAPE | options | dict(vocab_size=512, max_position_embeddings=256)
+    shape = tiny_models.SHAPE | options | dict(vocab_size=512, max_position_embeddings=256)
     if "n_positions" in shape:
         shape["n_positions"] = 256
     config = AutoConfig.for_model(name, **(shape | dict(num_labels=1) | more))
@@ -142,7 +143,7 @@ def test_a_model_without_one_output_is_refused():
         ModelReward(make_scorer(num_labels=2), tokenizer)
     assert "LlamaForSequenceClassification has num_labels 2" in one_line(error)
     assert error.value.exit_code == USAGE
-    config = AutoConfig.for_model("bert", **models.SHAPE, num_labels=1)
+    config = AutoConfig.for_model("bert", **tiny_models.SHAPE, num_labels=1)
     with pytest.raises(InputError) as error:
         ModelReward(AutoModelForSequenceClassification.from_config(config), tokenizer)
     assert "BertForSequenceClassification has no head `score`" in one_line(error)

@@ -3,9 +3,9 @@
 import pytest
 from datafiles import BAD, GOOD, PAIR, PIQA, USER, bare, lines, parquet, write
 
-from data import errors
+from data import errors, pocket
 from data.errors import InputError
-from data.records import Record, hold_out, load_data
+from data.records import Record, hold_out, load_data, load_heldout
 
 
 def piqa_files(**changes):
@@ -24,7 +24,7 @@ def test_the_official_piqa_directory(tmp_path):
 
 
 @pytest.mark.parametrize("name, content, message", [
-    ("train-labels.lst", "0\n", r"train-labels.lst:2: 1 labels for 2 rows"),
+    ("train-labels.lst", "0\n", r"train-labels.lst:2: 1 labels for 2 rows of .*/train.jsonl; give"),
     ("train-labels.lst", "0\n1\n0\n", r"train-labels.lst:3: 3 labels for 2 rows"),
     ("train-labels.lst", "", r"train-labels.lst:1: 0 labels for 2 rows"),
     ("train-labels.lst", "0\n2\n", r"train-labels.lst:2: '2' is not 0 or 1"),
@@ -80,6 +80,26 @@ def test_eval_data_may_be_a_file_or_a_directory_of_either_kind(tmp_path):
     for other in ("both", "only", "any", "b.jsonl"):
         train, heldout, _ = load_data(str(tmp_path / "a.jsonl"), str(tmp_path / other), pairs=True)
         assert (train[0].prompt, heldout[0].prompt) == ("p", "own")
+        assert [record.prompt for record in load_heldout(str(tmp_path / other))[0]] == ["own"]
+
+
+def test_held_out_rows_are_pairs_and_the_first_bad_one_ends_the_reading(tmp_path):
+    completion = {"prompt": "p", "completion": " c"}
+    write(tmp_path, {"a.jsonl": lines(completion), "b.jsonl": lines(PAIR, PAIR | {"chosen": ""})})
+    with pytest.raises(InputError, match=r"a.jsonl:1:rejected: the column is missing"):
+        load_heldout(str(tmp_path / "a.jsonl"))
+    with pytest.raises(InputError, match=r"b.jsonl:2:chosen: the response is empty"):
+        load_heldout(str(tmp_path / "b.jsonl"))
+
+
+def test_where_the_rows_are_from_is_told_by_the_name_of_the_file_or_of_its_shards(tmp_path):
+    files = {"one/thing.jsonl": lines(PAIR), "two/train.jsonl": lines(PAIR)}
+    files |= {f"three/train-0000{i}-of-00002.jsonl": lines(PAIR) for i in range(2)}
+    write(tmp_path, files)
+    names = {"one": "thing.jsonl", "two": "train.jsonl", "three": "train-*.jsonl"}
+    for folder, name in names.items():
+        told = load_heldout(str(tmp_path / folder))[1]
+        assert told.removesuffix(" (1 duplicate row)") == f"{tmp_path}/{folder}/{name}"
 
 
 def test_eval_rows_takes_the_first_of_a_given_part(tmp_path):
@@ -87,18 +107,30 @@ def test_eval_rows_takes_the_first_of_a_given_part(tmp_path):
     write(tmp_path, {"train.jsonl": lines(PAIR), "valid.jsonl": lines(*rows)})
     _, heldout, told = load_data(str(tmp_path), pairs=True, eval_rows=2)
     assert [row.prompt for row in heldout] == ["0", "1"] and "held out: the first 2 rows of" in told
+    _, heldout, told = load_data(str(tmp_path), pairs=True, eval_rows=5)
+    assert len(heldout) == 5 and "held out: 5 rows of" in told  # they are all there are
+    assert len(load_data(str(tmp_path), pairs=True, eval_rows=1)[1]) == 1
 
 
 def test_a_single_file_is_split_once_by_seed_and_says_so(tmp_path):
     rows = [PAIR | {"prompt": str(i)} for i in range(40)]
     path = str(write(tmp_path, {"a.jsonl": lines(*rows)}) / "a.jsonl")
     train, heldout, told = load_data(path, pairs=True)
-    assert len(heldout) == 4 and "held out: 4 random rows of the same, seed 0" in told
+    assert len(heldout) == 4
+    assert told == f"train: 36 rows of {path}; held out: 4 random rows of the same, seed 0"
     assert {row.prompt for row in train + heldout} == {str(i) for i in range(40)}
     assert len(train) == 36
     assert load_data(path, pairs=True)[:2] == (train, heldout)
     assert load_data(path, pairs=True, seed=1)[1] != heldout
     assert len(load_data(path, pairs=True, eval_rows=2)[1]) == 2
+
+
+def test_no_more_than_500_rows_of_a_single_file_are_held_out_unless_asked(tmp_path):
+    write(tmp_path, {"a.jsonl": lines(*(PAIR | {"prompt": str(i)} for i in range(6000)))})
+    train, heldout, told = load_data(str(tmp_path / "a.jsonl"), pairs=True)
+    assert (len(train), len(heldout)) == (5500, 500)
+    assert told.startswith("train: 5,500 rows of ") and "held out: 500 random rows" in told
+    assert len(load_data(str(tmp_path / "a.jsonl"), pairs=True, eval_rows=550)[1]) == 550
 
 
 @pytest.mark.parametrize("count, want", [(2, 1), (19, 1), (20, 2), (6000, 500)])
@@ -125,6 +157,7 @@ def test_one_row_cannot_be_split(tmp_path):
 @pytest.mark.parametrize("name, guess", [
     ("./tain.jsonl", "did you mean train.jsonl?"),
     ("~/nosuch", "check the path"),
+    (".nosuch", "check the path"),
     ("trian.jsonl", "did you mean train.jsonl?"),
     ("sub/trian.jsonl", "did you mean sub/train.jsonl?"),
     ("sub/other", "check the path"),
@@ -203,6 +236,17 @@ configs:
     assert bare(train[0]) == bare(heldout[0]) == ([USER], [GOOD], [BAD])
 
 
+def test_the_folder_to_download_to_is_the_last_part_of_the_name(monkeypatch):
+    import datasets
+
+    def load_dataset(*args, **options):
+        raise ConnectionError
+
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    with pytest.raises(InputError, match=r"dataset imdb --local-dir imdb`, then give ./imdb as"):
+        load_data("imdb", pairs=True)
+
+
 @pytest.mark.parametrize("error, code, message", [
     (ConnectionError("Couldn't reach"), errors.UNAVAILABLE,
      "run `hf download --repo-type dataset baber/piqa --local-dir piqa`, then give ./piqa as"),
@@ -241,5 +285,12 @@ configs:
 
 def test_pocket():
     train, heldout, told = load_data("pocket", pairs=True)
-    assert train and heldout and all(isinstance(row.rejected, str) for row in train + heldout)
-    assert "rows of pocket[train]; held out: " in told and "also in train" not in told
+    for records, rows in ((train, pocket.train_rows()), (heldout, pocket.heldout_rows())):
+        expected = [(row["prompt"], row["chosen"], row["rejected"]) for row in rows]
+        assert [bare(record) for record in records] == expected
+    assert [train[0].where, train[1].where] == ["pocket[train]:row 1", "pocket[train]:row 2"]
+    assert heldout[0].where == "pocket[heldout]:row 1"
+    assert told == (
+        f"train: {len(train):,} rows of pocket[train]; held out: {len(heldout):,} rows of"
+        " pocket[heldout]"
+    )

@@ -1,20 +1,18 @@
 """One optimizer step has one gradient, however it is cut: bugs.md A1 to A18."""
 
 import json
-from dataclasses import replace
 
 import pytest
 import torch
 from accelerate import Accelerator
-from models import flat_grad, make_head, make_model, make_rows, relative_error
 from ranks import run_on_two_ranks
+from tiny_models import flat_grad, make_head, make_model, make_rows, relative_error
 from tolerances import LOOSE, TIGHT, loose
 
-from data.trees import Trajectory
+from data.splits import Split
 from losses import LOSSES
-from losses.forward import ActorCritic, Policy, Scorer
-from runtime.heldout import evaluate
-from runtime.inputs import Rows
+from models.forward import ActorCritic, Policy, Scorer
+from runtime.sources.heldout import evaluate_rows
 from train import optimizer_step
 
 SPLITS = {
@@ -32,47 +30,50 @@ DTYPES = {torch.float64: TIGHT, torch.float32: loose(torch.float32)}  # 1e-12 an
 
 def module_for(loss, family="gpt_neox", dtype=torch.float64):
     """What the loss trains, around tiny models."""
-    if loss.model == "score":
+    if loss.task == "seq_cls":
         return Scorer(make_head("sequence", family, dtype))
     policy = Policy(make_model(family, dtype))
-    if loss.model == "actor_critic":
+    if "critic" in loss.needs(loss.config()):
         return ActorCritic(policy, make_head("token", family, dtype), temperature=0.7)
     return policy
 
 
-def data_for(loss, layout="tree"):
-    """Eight rows of unequal lengths, with a reference that is not the policy."""
-    rows = make_rows(8, responses=loss.branches, seed=11)
-    reference = torch.linspace(-30, -10, 8 * loss.branches, dtype=torch.float64)
-    reference = reference.view(8, -1) if loss.needs_reference else None
-    return Rows(rows, layout, reference, loss.packing(loss.config()))
+def data_for(loss, layout="tree", responses=None, dtype=torch.float64):
+    """Eight rows of unequal lengths, with every column that the loss reads.
 
-
-def batch_for(loss, data, members, dtype=torch.float64):
-    """The rows as a batch; for PPO with a rollout's numbers, the same for a row in every batch."""
-    batch = data.batch(members, torch.device("cpu"))
-    if loss.model == "actor_critic":
+    The reference is not the policy; for PPO the numbers of a rollout, the same for a row in every
+    batch.
+    """
+    rows = make_rows(8, responses=responses or loss.responses_per_row, seed=11)
+    sequences = sum(len(row.responses) for row in rows)
+    columns = {}
+    if "ref_seq_logps" in loss.reads:
+        columns["ref_seq_logps"] = torch.linspace(-30, -10, sequences, dtype=torch.float64)
+    if "margin" in loss.reads:
+        columns["margin"] = torch.linspace(0, 1, 8, dtype=torch.float64).repeat_interleave(2)
+    if "old_logps" in loss.reads:
         draw = torch.Generator().manual_seed(5)
-        width = max(len(row.responses[0]) for row in data.rows)
-        shape = (5, len(data.rows), width)
-        numbers = torch.rand(shape, generator=draw, dtype=torch.float64).to(dtype) - 0.5
+        width = max(len(row.responses[0]) for row in rows)
+        numbers = torch.rand((5, 8, width), generator=draw, dtype=torch.float64) - 0.5
         numbers[0] -= 4  # log-probs of about what an untrained model gives
-        everything = Trajectory(*numbers)
-        batch = replace(batch, trajectory=everything.of(members or [0], batch.mask.shape[1]))
-    return replace(batch, ref_logps=_cast(batch.ref_logps, dtype))
+        names = ("old_logps", "old_values", "advantages", "returns", "ref_logps")
+        columns |= dict(zip(names, numbers, strict=True))
+        columns["policy_weight"] = torch.ones(8, dtype=torch.float64)
+    columns = {name: column.to(dtype) for name, column in columns.items()}
+    return Split(rows, layout, loss.packing(loss.config()), columns)
+
+
+def batch_for(data, members):
+    return data.batch(members, torch.device("cpu"))
 
 
 def gradient(name, split, dtype=torch.float64, family="gpt_neox", layout="tree"):
     """(gradient, units, metrics) of one optimizer step over the micro-batches of `split`."""
     loss, accelerator = LOSSES[name], Accelerator(cpu=True)
-    module, data = module_for(loss, family, dtype), data_for(loss, layout)
-    batches = [batch_for(loss, data, members, dtype) for members in split]
+    module, data = module_for(loss, family, dtype), data_for(loss, layout, dtype=dtype)
+    batches = [batch_for(data, members) for members in split]
     units, metrics = optimizer_step(accelerator, module, loss, loss.config(), batches)
     return flat_grad(module), units, metrics
-
-
-def _cast(x, dtype):
-    return None if x is None else x.to(dtype)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -109,20 +110,19 @@ def test_sft_divides_by_all_tokens_not_by_micro_batches():
 def test_the_gradient_is_that_of_the_mean_by_autograd():
     """The step's gradient against the loss written out: mean over pairs, one backward."""
     loss = LOSSES["dpo"]
-    policy, batch = module_for(loss), batch_for(loss, data_for(loss), range(8))
+    policy, batch = module_for(loss), batch_for(data_for(loss), range(8))
     (loss.step(policy(batch), batch, loss.config()).totals["pairs"] / 8).backward()
     assert relative_error(gradient("dpo", SPLITS["5 + 3"])[0], flat_grad(policy)) < TIGHT
 
 
-@pytest.mark.parametrize("name", [n for n in LOSSES if LOSSES[n].model != "actor_critic"])
+@pytest.mark.parametrize("name", [n for n in LOSSES if n != "ppo"])
 def test_evaluation_does_not_depend_on_how_it_is_cut(name):
     loss, accelerator = LOSSES[name], Accelerator(cpu=True)
-    rows = make_rows(8, responses=2, seed=11)
-    reference = torch.zeros(8, 2, dtype=torch.float64) if loss.needs_reference else None
-    data = Rows(rows, "tree", reference, loss.packing(loss.config()))
+    data = data_for(loss, responses=2)
     policy = module_for(loss)
     whole, alone = (
-        evaluate(accelerator, policy, loss, loss.config(), data, budget) for budget in (10**6, 1)
+        evaluate_rows(accelerator, policy, loss, loss.config(), data, budget)
+        for budget in (10**6, 1)
     )
     assert alone == pytest.approx(whole, rel=100 * TIGHT)
     assert 0 <= whole["accuracy"] <= 1

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from models import (
+from tiny_models import (
     FAMILIES,
     flat_grad,
     float64_throughout,
@@ -20,9 +20,9 @@ from data.encode import Row
 from data.errors import InputError
 from data.trees import ROW_TOKENS, pack, shared_length, tree_mask, tree_tokens
 from losses.base import masked_sum
-from losses.forward import Policy
 from losses.logprobs import token_logprobs
-from runtime.layout import choose_layout, common_layout
+from models.forward import Policy
+from models.layout import choose_layout, common_layout
 
 # A forward and backward through three layers is some hundred roundings of what TIGHT allows one.
 THROUGH_A_MODEL = 100 * TIGHT  # 1e-10
@@ -79,11 +79,11 @@ REFUSES = dict(family="bloom", dtype=torch.float32, n_layer=2, n_head=4)
 @pytest.mark.parametrize(
     "others, who",
     [
-        ([("the critic", make_head("token", **REFUSES), "value")], "the critic"),
+        ([("the critic", make_head("token", **REFUSES), "token_cls")], "the critic"),
         (
             [
-                ("the critic", make_head("token", "gpt_neox", torch.float32), "value"),
-                ("the reference", make_model(**REFUSES), "logps"),
+                ("the critic", make_head("token", "gpt_neox", torch.float32), "token_cls"),
+                ("the reference", make_model(**REFUSES), "causal_lm"),
             ],
             "the reference",
         ),
@@ -92,11 +92,11 @@ REFUSES = dict(family="bloom", dtype=torch.float32, n_layer=2, n_head=4)
 )
 def test_models_given_the_same_batches_take_trees_only_if_all_can(others, who):
     """Values and log-probs of the layout chosen are those of each sequence by itself."""
-    models = [("--model", make_model(dtype=torch.float32), "logps"), *others]
+    models = [("--model", make_model(dtype=torch.float32), "causal_lm"), *others]
     layout, modules, line = common_layout(models, "auto")
     assert layout == "rectangle" and len(modules) == len(models)
     assert "no token trees (ValueError" in line and line.endswith(f", because of {who}")
-    rows, batch = make_rows(3), pack(make_rows(3), layout=layout, leaves=True)
+    rows, batch = make_rows(3), pack(make_rows(3), layout=layout, include_last_token=True)
     expected = [x for row in rows for x in alone(models[0][1], row)]
     for ours, logps in zip(modules[0](batch), expected, strict=True):
         assert relative_error(ours[: len(logps)], logps) < loose(torch.float32)
@@ -109,17 +109,20 @@ def test_models_given_the_same_batches_take_trees_only_if_all_can(others, who):
 @pytest.mark.parametrize("family", WITH_VALUES)
 def test_critics_of_every_family_are_given_trees(family):
     critic = make_head("token", family, torch.float32)
-    assert choose_layout(critic, "auto", "value")[::2] == ("tree", "token trees")
+    assert choose_layout(critic, "auto", "token_cls")[::2] == ("tree", "token trees")
 
 
 def test_a_critic_whose_values_are_others_in_a_tree_is_noticed(monkeypatch):
     """By its values alone: the policy, which has no window, still takes trees."""
     right = tree_mask
-    monkeypatch.setattr("losses.forward.tree_mask", lambda *a, window=None: right(*a))
+    monkeypatch.setattr("models.forward.tree_mask", lambda *a, window=None: right(*a))
     critic = make_head("token", "mistral with a window", torch.float32)
-    models = [("--model", make_model(dtype=torch.float32), "logps"), ("it", critic, "value")]
+    models = [
+        ("--model", make_model(dtype=torch.float32), "causal_lm"),
+        ("it", critic, "token_cls"),
+    ]
     layout, _, line = common_layout(models, "auto")
-    assert layout == "rectangle" and "no token trees (value differ by" in line
+    assert layout == "rectangle" and "no token trees (values differ by" in line
 
 
 @pytest.mark.parametrize(
@@ -138,7 +141,7 @@ def test_logits_that_are_scaled_after_the_head_go_through_the_models_own(family,
 def test_a_window_left_out_of_the_mask_is_noticed(monkeypatch):
     model = make_model("mistral with a window", torch.float32)
     right = tree_mask
-    monkeypatch.setattr("losses.forward.tree_mask", lambda *a, window=None: right(*a))
+    monkeypatch.setattr("models.forward.tree_mask", lambda *a, window=None: right(*a))
     assert choose_layout(model, "auto")[0] == "rectangle"
 
 
@@ -164,7 +167,7 @@ def test_each_token_is_computed_once():
 
 def test_with_leaves_the_last_token_of_every_sequence_is_there():
     rows = make_rows(6, seed=3)
-    batch = pack(rows, leaves=True)
+    batch = pack(rows, include_last_token=True)
     ends = [response[-1] for row in rows for response in row.responses]
     assert batch.input_ids.flatten()[batch.last].tolist() == ends
     lengths = [len(row.prompt) + len(r) for row in rows for r in row.responses]

@@ -8,7 +8,7 @@ import threading
 from contextlib import nullcontext
 
 import torch
-from models import flat_grad
+from tiny_models import flat_grad
 
 PATIENCE = 60.0  # seconds: a busy machine is no missing rank
 

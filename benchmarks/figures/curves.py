@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 
 from benchmarks.figures.style import COLORS, DASHES, panels
 from benchmarks.record import ROOT, commit, read_run
-from runtime.report import smooth
+from runtime.curves import smooth
 
 KEPT = ROOT / "benchmarks" / "results" / "curves"
 WHICH = ("loss", "model", "data", "seed", "command", "steps", "rows", "versions")

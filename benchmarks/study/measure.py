@@ -21,23 +21,24 @@ from transformers import PreTrainedModel
 from benchmarks.record import commit
 from benchmarks.study.plan import Study
 from benchmarks.study.runner import Outcome, Outcomes, fingerprint
-from data.batches import cover
 from data.encode import Row, encode_records
 from data.errors import NOT_FINITE, InputError
 from data.piqa import piqa_rows
+from data.pocket import pocket_reward
 from data.prompts import encode_prompts, load_prompts
 from data.records import Record, load_data
-from data.trees import Layout, pack, tree_tokens
+from data.splits import Split
+from data.trees import Layout
 from losses.base import masked_sum
+from models.inference import forward_pass
+from models.layout import choose_layout
+from models.load import load_causal_lm, load_tokenizer
 from rollout.experience import as_rows
+from rollout.reward_model import ModelReward, load_reward_model
 from rollout.sample import Sampling, sample
-from rollout.score import ModelReward
+from runtime.config import parse_columns
 from runtime.files import read_json, write_json
-from runtime.harness import piqa_scores
-from runtime.inputs import parse_columns
-from runtime.layout import choose_layout
-from runtime.models import load_causal_lm, load_tokenizer
-from runtime.rewards import pocket_reward, reward_model
+from runtime.sources.lm_harness import piqa_scores
 
 MAX_TOKENS = 4096  # of a forward; nothing is kept for a backward
 
@@ -76,7 +77,7 @@ class Bench:
         if self.reward_path is None:
             return None
         name = str(self.reward_path)
-        return reward_model(
+        return load_reward_model(
             name,
             load_tokenizer(name),
             dtype="float32",
@@ -151,7 +152,6 @@ class Bench:
 
     # ---------------------------------------------------------------- answers
 
-    @torch.no_grad()
     def answers(self, subject: Subject) -> dict[str, list[Any]]:
         """Answers to the held-out prompts, at temperature 1 with the same random numbers for all.
 
@@ -185,26 +185,29 @@ class Bench:
         return found
 
 
-@torch.no_grad()
 def score_pairs(subject: Subject, rows: Sequence[Row], device: torch.device) -> list[list[float]]:
     """(log p chosen, log p rejected, acc, acc_norm) of each pair, end tokens not counted."""
-    found: list[list[float]] = [[] for _ in rows]
-    for members in cover([tree_tokens(row) for row in rows], 1, MAX_TOKENS)[0]:
-        batch = pack([rows[i] for i in members], layout=subject.layout).to(device)
-        logps = masked_sum(subject.policy(batch), batch.text_mask())
+    scores: list[list[float]] = [[] for _ in rows]
+    split = Split(rows, subject.layout)
+    for members, batch, token_logps in forward_pass(
+        subject.policy, split, max_tokens=MAX_TOKENS, device=device
+    ):
+        logps = masked_sum(token_logps, batch.text_mask())
         each = (logps / batch.characters).view(-1, 2).tolist()
         for i, pair, norm in zip(members, logps.view(-1, 2).tolist(), each, strict=True):
-            found[i] = [*pair, float(pair[0] > pair[1]), float(norm[0] > norm[1])]
-    return found
+            scores[i] = [*pair, float(pair[0] > pair[1]), float(norm[0] > norm[1])]
+    return scores
 
 
 def sequence_logps(subject: Subject, rows: Sequence[Row], device: torch.device) -> Tensor:
     """(rows,) log-probability of each row's one response, its end token counted."""
-    found = torch.zeros(len(rows), dtype=torch.float64)
-    for members in cover([tree_tokens(row) for row in rows], 1, MAX_TOKENS)[0]:
-        batch = pack([rows[i] for i in members], layout=subject.layout).to(device)
-        found[members] = masked_sum(subject.policy(batch), batch.mask).double().cpu()
-    return found
+    seq_logps = torch.zeros(len(rows), dtype=torch.float64)
+    split = Split(rows, subject.layout)
+    for members, batch, logps in forward_pass(
+        subject.policy, split, max_tokens=MAX_TOKENS, device=device
+    ):
+        seq_logps[members] = masked_sum(logps, batch.mask).double().cpu()
+    return seq_logps
 
 
 def measure_all(study: Study, outcomes: Outcomes, tell: Callable[[str], None]) -> Outcomes:

@@ -13,7 +13,7 @@ from matplotlib.axes import Axes
 from benchmarks.figures.style import look, panels, save, words
 from benchmarks.study.collect import BASE
 from benchmarks.study.plan import Stage, Study
-from runtime.report import smooth
+from runtime.curves import smooth
 
 # Okabe and Ito's colours. Dashed: started from sft, beside the same method from the base.
 COLORS = {

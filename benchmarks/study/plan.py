@@ -19,7 +19,8 @@ from pathlib import Path
 
 from data.errors import USAGE, InputError
 from data.pocket import DEFAULTS
-from runtime.cli import ROOT, loss_files, parse_args, read_flags
+from runtime.cli import ROOT, loss_files, loss_flags, parse_args
+from runtime.config import parse_columns
 
 Flags = dict[str, str | None]  # flag -> its value; None for a flag without one
 
@@ -51,7 +52,7 @@ OWN = ("loss", "model", "data", "eval_data", "seed", "output_dir", "overwrite", 
 # On pocket, where train.py's own presets are for ppo from the base and with the exact grader: the
 # better of two settings tried with seed 0 (at 5e-4 and 0.05 the reward model is fooled).
 POCKET_PPO: Flags = {"learning_rate": "0.0002", "kl_coef": "0.2"}
-PPO = {flag.name: flag.default for flag in read_flags(loss_files()["ppo"])}
+PPO = {flag.name: flag.default for flag in loss_flags("ppo")}
 
 
 @dataclass(frozen=True)
@@ -98,7 +99,6 @@ class Study:
     def rows(self) -> int:
         """Training pairs there are."""
         from data.records import load_data
-        from runtime.inputs import parse_columns
 
         columns = parse_columns(self.shared("columns"))
         return len(load_data(self.data, self.eval_data, pairs=True, columns=columns)[0])
@@ -141,7 +141,7 @@ class Study:
     def _given(self, stage: Stage) -> Flags:
         """What --set says of this stage: flags for `all` where its loss has them, then its own."""
         every, own = self.extra.get("all", {}), self.extra.get(stage.name, {})
-        of = {loss: {f.name for f in read_flags(file)} for loss, file in loss_files().items()}
+        of = {loss: {f.name for f in loss_flags(loss)} for loss in loss_files()}
         others = set().union(*of.values()) - of[stage.loss]
         return {k: v for k, v in every.items() if k.removeprefix("no_") not in others} | own
 

@@ -9,7 +9,7 @@ Importing this package costs nothing: it needs the standard library only.
 from pathlib import Path
 
 from .rows import heldout_prompts, heldout_rows, train_prompts, train_rows
-from .world import grade, well_formed
+from .world import grade, pocket_reward, well_formed
 
 __all__ = [
     "BASE_DIR",
@@ -17,6 +17,7 @@ __all__ = [
     "grade",
     "heldout_prompts",
     "heldout_rows",
+    "pocket_reward",
     "train_prompts",
     "train_rows",
     "well_formed",

@@ -264,3 +264,8 @@ def grade(prompt: str, response: str) -> bool:
     if prompt not in _PROPERTY_OF:
         raise ValueError(f"not a question of the pocket world: {prompt!r}")
     return _OBJECT_IN.get(response.strip()) in _PROPERTY_OF[prompt].has
+
+
+def pocket_reward(prompts: list[str], responses: list[str]) -> list[float]:
+    """1 for an answer that the exact grader accepts, else 0: ppo's reward on pocket."""
+    return [float(grade(p, r)) for p, r in zip(prompts, responses, strict=True)]

@@ -17,12 +17,14 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from data.batches import cover
-from losses.base import masked_sum, wide
+from data.splits import Split
+from losses.base import accumulation_dtype, masked_sum
+from models.inference import forward_pass
+from models.layout import choose_layout
+from models.load import check_vocabulary, load_causal_lm
 from runtime.config import TrainConfig
-from runtime.inputs import Rows
-from runtime.layout import choose_layout
-from runtime.models import check_vocabulary, load_causal_lm
+
+COLUMN = "ref_seq_logps"
 
 
 def with_reference(
@@ -30,67 +32,64 @@ def with_reference(
     policy: nn.Module,
     config: TrainConfig,
     ref_model: str | None,
-    splits: Sequence[Rows],
+    splits: Sequence[Split],
     path: Path,
-) -> list[Rows]:
-    """The splits with the reference's log-probs: computed, or read from `path` where they are kept.
+) -> list[Split]:
+    """The splits with the column `ref_seq_logps`: computed, or read from `path` where it is kept.
 
     Without `ref_model` the reference is the policy as it is now, so this comes before any update.
     Another reference is loaded, run once over the rows, and freed.
     """
-    model, layouts = accelerator.unwrap_model(policy).model, [rows.layout for rows in splits]
+    model, asked = accelerator.unwrap_model(policy).model, splits
     if ref_model is not None:
         model = load_causal_lm(ref_model, dtype=config.dtype, flag="--ref_model")
         model.to(accelerator.device)
-        used = {token for rows in splits for token in rows.tokens}
-        check_vocabulary(model, used, f"--ref_model {ref_model}")
+        token_ids = {token for split in splits for token in split.token_ids}
+        check_vocabulary(model, token_ids, f"--ref_model {ref_model}")
         layout, module, _ = choose_layout(model, config.layout)
         policy = accelerator.prepare_model(module, evaluation_mode=True)
-        splits = [replace(rows, layout=layout) for rows in splits]
+        asked = [replace(split, layout=layout) for split in splits]
 
-    key = cache_key(model, splits, config.mixed_precision, config.max_tokens)
+    key = cache_key(model, asked, COLUMN, config.mixed_precision, config.max_tokens)
     kept = read_cache(path, key)
     if kept is None:
         kept = {
-            str(i): reference_logps(accelerator, policy, rows, config.max_tokens)
-            for i, rows in enumerate(splits)
+            str(i): reference_logps(accelerator, policy, split, config.max_tokens)
+            for i, split in enumerate(asked)
         }
         if accelerator.is_main_process:
             save_file(kept, path, metadata={"key": key})
-    return [
-        replace(rows, layout=layout, ref_logps=kept[str(i)])
-        for i, (rows, layout) in enumerate(zip(splits, layouts, strict=True))
-    ]
+    return [split.with_columns({COLUMN: kept[str(i)]}) for i, split in enumerate(splits)]
 
 
-@torch.no_grad()
 def reference_logps(
-    accelerator: Accelerator, policy: nn.Module, data: Rows, max_tokens: int
+    accelerator: Accelerator, policy: nn.Module, data: Split, max_tokens: int
 ) -> Tensor:
-    """(rows, responses) log-probability of each response, summed over its tokens, on the CPU."""
-    device, shape = accelerator.device, (len(data.rows), len(data.rows[0].responses))
-    sums = torch.zeros(shape, dtype=wide(device), device=device)
-    plan = cover(data.lengths, accelerator.num_processes, max_tokens)
-    for members in plan[accelerator.process_index]:
-        batch = data.batch(members, device)
-        seq_logps = masked_sum(policy(batch), batch.mask)
+    """(S,) log-probability of each response, summed over its tokens, on the CPU."""
+    rank, ranks = accelerator.process_index, accelerator.num_processes
+    device, k = accelerator.device, len(data.rows[0].responses)
+    sums = torch.zeros((len(data.rows), k), dtype=accumulation_dtype(device), device=device)
+    for members, batch, logps in forward_pass(
+        policy, data, max_tokens=max_tokens, device=device, rank=rank, ranks=ranks
+    ):
         if not batch.dummy:
-            sums[members] = seq_logps.to(sums.dtype).view(len(members), -1)
+            seq_logps = masked_sum(logps, batch.mask)
+            sums[members] = seq_logps.to(sums.dtype).view(len(members), k)
     # every row was computed on one rank and is 0 on the others
     reduced: Tensor = accelerator.reduce(sums, "sum")
-    return reduced.cpu()
+    return reduced.flatten().cpu()
 
 
-def cache_key(model: nn.Module, splits: Sequence[Rows], *settings: object) -> str:
+def cache_key(model: nn.Module, splits: Sequence[Split], *settings: object) -> str:
     """A hash of weights, token ids (so of tokenizer, template and data), layout and settings."""
     digest = hashlib.sha256(repr(settings).encode())
     for name, tensor in model.state_dict().items():
         digest.update(name.encode())
         raw = tensor.detach().cpu().contiguous().flatten().view(torch.uint8)
         digest.update(raw.numpy().data)
-    for rows in splits:
-        digest.update(rows.layout.encode())
-        for row in rows.rows:
+    for split in splits:
+        digest.update(split.layout.encode())
+        for row in split.rows:
             digest.update(repr((row.prompt, row.responses)).encode())
     return digest.hexdigest()
 

@@ -4,21 +4,62 @@ The modules here are what the optimizer trains: Hugging Face models as functions
 batches. `Policy` gives the log-probability of every response token, (S, T), each distinct token
 computed once; `Scorer` a score a sequence; `ActorCritic` log-probabilities and values.
 
+`body` and `head` are the one way into a Hugging Face model, whatever wraps it.
+
 Shapes: d hidden size, V vocabulary; R, L, S, T, M as in data/trees.py.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, NamedTuple, cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
 from data.trees import TreeBatch, tree_mask
+from losses.base import ActorCriticOutput
 from losses.logprobs import softmax_dtype, token_entropy, token_logprobs
 
-if TYPE_CHECKING:  # the pure functions must not cost an import of transformers
-    from transformers import PreTrainedModel
+
+def _language_model(model: Any) -> PreTrainedModel:
+    """The model below a PEFT wrapper: the same layers, adapters in them."""
+    wrapped = hasattr(model, "get_base_model")
+    return cast(PreTrainedModel, model.get_base_model() if wrapped else model)
+
+
+def body(model: PreTrainedModel) -> nn.Module:
+    """The layers below the head: from tokens to hidden states.
+
+    Raises:
+        ValueError: the model does not keep them apart from its head.
+    """
+    inner = _language_model(model)
+    layers = inner.base_model
+    if layers is inner:
+        raise ValueError(f"{type(inner).__name__} has no layers apart from its head")
+    return layers
+
+
+def head(model: PreTrainedModel) -> nn.Linear:
+    """The linear map from hidden states to logits, or to the scores or values of a classifier.
+
+    Raises:
+        ValueError: it has none under a name that transformers' families use.
+    """
+    inner = _language_model(model)
+    names = ("score", "classifier")  # of sequence and token classifiers, by family
+    found = [inner.get_output_embeddings(), *(getattr(inner, name, None) for name in names)]
+    for module in found:
+        if module is not None:
+            return cast(nn.Linear, module)
+    raise ValueError(f"{type(inner).__name__} has no head: neither output embeddings nor {names}")
+
+
+def hidden_states(model: PreTrainedModel, batch: TreeBatch) -> Tensor:
+    """(R L, d) of the last layer, for every token of the batch."""
+    states: Tensor = body(model)(**model_inputs(model, batch)).last_hidden_state
+    return states.flatten(0, 1)
 
 
 class Policy(nn.Module):
@@ -42,18 +83,17 @@ class Policy(nn.Module):
         self, batch: TreeBatch, temperature: float, *, entropy: bool = True
     ) -> tuple[Tensor, Tensor]:
         """The log-probs, and (S, T) entropy of the distribution each token was drawn from."""
-        inputs = model_inputs(self.model, batch)
         entropies = None
         if self.fused:
-            head = self.model.get_output_embeddings()
-            options: Any = {"bias": getattr(head, "bias", None), "temperature": temperature}
-            hidden = self.model.base_model(**inputs).last_hidden_state.flatten(0, 1)  # (R L, d)
-            parents = hidden.index_select(0, batch.parents)
-            logps = token_logprobs(parents, head.weight, batch.targets, **options)
+            output = head(self.model)
+            options: Any = {"bias": getattr(output, "bias", None), "temperature": temperature}
+            parents = hidden_states(self.model, batch).index_select(0, batch.parents)  # (M, d)
+            logps = token_logprobs(parents, output.weight, batch.targets, **options)
             if entropy:
-                entropies = token_entropy(parents, head.weight, **options)
+                entropies = token_entropy(parents, output.weight, **options)
         else:
-            logits = self.model(**inputs).logits.flatten(0, 1).index_select(0, batch.parents)
+            logits = self.model(**model_inputs(self.model, batch)).logits  # (R, L, V)
+            logits = logits.flatten(0, 1).index_select(0, batch.parents)
             logits = logits.to(softmax_dtype(logits)) / temperature
             all_logps = logits.log_softmax(-1)  # (M, V)
             logps = all_logps.gather(1, batch.targets[:, None])[:, 0]
@@ -62,13 +102,6 @@ class Policy(nn.Module):
         if entropies is None:
             entropies = torch.zeros_like(logps)
         return batch.sequences(logps), batch.sequences(entropies)
-
-
-class ActorCriticOutput(NamedTuple):
-    logps: Tensor  # (S, T)
-    values: Tensor  # (S, T) of the state before each token
-    after: Tensor  # (S,) value of the state after the last; 0 unless packed with leaves=True
-    entropies: Tensor  # (S, T); 0 unless asked for
 
 
 class ActorCritic(nn.Module):
@@ -91,25 +124,20 @@ class ActorCritic(nn.Module):
     def forward(self, batch: TreeBatch) -> ActorCriticOutput:
         """The value of a token is the critic's at the token before: the state it was chosen in."""
         logps, entropies = self.policy.with_entropy(batch, self.temperature, entropy=self.entropy)
-        hidden = self.critic.base_model(**model_inputs(self.critic, batch)).last_hidden_state
-        values = value_head(self.critic)(hidden.flatten(0, 1))[:, 0]  # (R L,)
-        before = batch.sequences(values.index_select(0, batch.parents))
-        after = torch.zeros_like(before[:, 0])
-        if batch.leaves:
-            after = values.index_select(0, batch.last)
-        return ActorCriticOutput(logps, before, after, entropies)
-
-
-def value_head(model: PreTrainedModel) -> nn.Module:
-    """The linear map from hidden states to values; families name it `score` or `classifier`."""
-    return cast(nn.Module, getattr(model, "score", None) or model.classifier)
+        everywhere = head(self.critic)(hidden_states(self.critic, batch))[:, 0]  # (R L,)
+        values = batch.sequences(everywhere.index_select(0, batch.parents))
+        last_values = torch.zeros_like(values[:, 0])
+        if batch.include_last_token:
+            last_values = everywhere.index_select(0, batch.last)
+        return ActorCriticOutput(logps, values, last_values, entropies)
 
 
 class Scorer(nn.Module):
     """A classifier with one label as a function from batches to scores.
 
     The score is read at the last token of each sequence, found from the layout: never by looking
-    for a pad or end token, which may stand anywhere in a text. Batches are packed with leaves=True.
+    for a pad or end token, which may stand anywhere in a text. So batches are packed with
+    include_last_token=True.
     """
 
     def __init__(self, model: PreTrainedModel) -> None:
@@ -118,9 +146,8 @@ class Scorer(nn.Module):
 
     def forward(self, batch: TreeBatch) -> Tensor:
         """(S,) score of every sequence."""
-        hidden = self.model.base_model(**model_inputs(self.model, batch)).last_hidden_state
-        last = hidden.flatten(0, 1).index_select(0, batch.last)  # (S, d)
-        return cast(Tensor, value_head(self.model)(last)[:, 0])
+        last = hidden_states(self.model, batch).index_select(0, batch.last)  # (S, d)
+        return cast(Tensor, head(self.model)(last)[:, 0])
 
 
 def model_inputs(model: PreTrainedModel, batch: TreeBatch) -> dict[str, Any]:

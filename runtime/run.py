@@ -13,37 +13,26 @@ from safetensors import SafetensorError
 from data.errors import INTERRUPTED, IO_ERROR, NOT_FINITE, USAGE, InputError
 from data.pocket import DEFAULTS
 from losses import LOSSES
-from runtime.cli import Args
-from runtime.config import resolve
+from runtime.config import Args, Run, resolve
 from runtime.directory import RunDirectory
 from runtime.launch import check_launch, make_accelerator
 
 
-def launch(train: Callable[[Args, Accelerator, RunDirectory], None], args: Args) -> int:
+def launch(train: Callable[[Run, Accelerator, RunDirectory], None], args: Args) -> int:
     """Call `train` with everything resolved and the directory taken; the exit code."""
     directory = None
     try:
-        args = resolve(args, LOSSES[args.config.loss].learning_rate, DEFAULTS)
-        config = args.config
-        try:
-            LOSSES[config.loss].config(**args.loss_flags)
-        except ValueError as error:
-            raise InputError(str(error), USAGE) from error
-        kind = LOSSES[config.loss].model
-        if kind == "actor_critic" and "overlong" in args.origin:
-            why = "responses end at --max_new_tokens, and prompts are never cut"
-            raise InputError(f"--overlong has no effect with --loss {config.loss}: {why}", USAGE)
-        if config.lm_eval and kind != "logps":
-            what = "it scores held-out responses by their log-probs"
-            raise InputError(f"--lm_eval does not go with --loss {config.loss}: {what}", USAGE)
-        accelerator = make_accelerator(config)
+        loss = LOSSES[args.train.loss]
+        run = resolve(args, loss.config, loss.learning_rate, DEFAULTS)
+        check_flags(run)
+        accelerator = make_accelerator(run.train)
         check_launch(accelerator)
         directory = RunDirectory(
-            Path(config.output_dir or ""),
-            overwrite=config.overwrite or config.dry_run,
-            writes=accelerator.is_main_process and not config.dry_run,
+            Path(run.output_dir),
+            overwrite=run.train.overwrite or run.train.dry_run,
+            writes=accelerator.is_main_process and not run.train.dry_run,
         )
-        train(args, accelerator, directory)
+        train(run, accelerator, directory)
     except InputError as error:
         return give_up(directory, str(error), error.exit_code)
     except FloatingPointError as error:  # of the sampler
@@ -52,7 +41,7 @@ def launch(train: Callable[[Args, Accelerator, RunDirectory], None], args: Args)
         return give_up(directory, "interrupted", INTERRUPTED)
     except (OSError, SafetensorError) as error:  # a full disk, most of the time
         return give_up(directory, f"reading or writing failed: {error}", IO_ERROR)
-    except Exception as error:  # ours to mend: the traceback says more than a line could
+    except Exception as error:  # a defect of this program: the traceback is needed
         if directory:
             directory.fail(f"{type(error).__name__}: {error}", 1)
         raise
@@ -60,8 +49,21 @@ def launch(train: Callable[[Args, Accelerator, RunDirectory], None], args: Args)
     return 0
 
 
+def check_flags(run: Run) -> None:
+    """Raise InputError for shared flags that the loss does not read."""
+    name = run.train.loss
+    loss = LOSSES[name]
+    rollouts = "rollouts" in loss.needs(run.loss)
+    if rollouts and "overlong" in run.origin:
+        why = "responses end at --max_new_tokens, and prompts are never cut"
+        raise InputError(f"--overlong has no effect with --loss {name}: {why}", USAGE)
+    if run.train.lm_eval and (rollouts or loss.task != "causal_lm"):
+        why = "it scores held-out responses by their log-probs"
+        raise InputError(f"--lm_eval does not go with --loss {name}: {why}", USAGE)
+
+
 def give_up(directory: RunDirectory | None, reason: str, exit_code: int) -> int:
-    """Record why the run ends, and say it in one line, once."""
+    """Record why the run ends, and print it in one line, once."""
     if directory:
         directory.fail(reason, exit_code)
     if os.environ.get("RANK", "0") == "0":

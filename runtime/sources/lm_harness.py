@@ -33,11 +33,11 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 PRECISIONS = {"bf16": "bfloat16", "fp16": "float16"}  # Accelerate's names, and torch's
 Request = tuple[object, list[int], list[int]]  # lm-eval's: texts, prompt tokens, response tokens
-Answer = tuple[float, bool]  # and what it says of one: log-prob, whether greedy decoding gives it
+Answer = tuple[float, bool]  # lm-eval's: log-prob, whether greedy decoding gives it
 
 
 class RowScore(NamedTuple):
-    """What lm-eval says of one row."""
+    """lm-eval's scores of one row."""
 
     logp1: float  # nats: log-probability of sol1 given the goal, summed over its tokens
     logp2: float

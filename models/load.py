@@ -1,4 +1,4 @@
-"""Models and tokenizers from a directory or the hub, ready to train; how batches are laid out."""
+"""Models and tokenizers from a directory or the hub, checked and ready to train."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ from typing import Any, TypeVar
 
 import torch
 from safetensors import SafetensorError
-from torch import nn
 from transformers import (
     AutoModelForCausalLM,
     AutoModelForSequenceClassification,
@@ -21,7 +20,7 @@ from transformers import (
 from transformers.utils import logging as transformers_logging
 
 from data.errors import UNAVAILABLE, USAGE, InputError
-from runtime.locate import locate
+from models.locate import locate
 
 Loaded = TypeVar("Loaded")
 HEAD = "score.weight"  # of a sequence classifier
@@ -95,8 +94,9 @@ def load_critic(name: str, *, dtype: str, gradient_checkpointing: bool = False) 
     A head that the files do not have starts at 0, so that the first values are 0 (N+, detail 2.2).
     """
     heads = tuple(f"{head}.{part}" for head in HEADS for part in ("weight", "bias"))
-    kind, flag = AutoModelForTokenClassification, "critic"
-    model, missing = _load_model(kind, name, flag, dtype, may_miss=heads, num_labels=1)
+    model, missing = _load_model(
+        AutoModelForTokenClassification, name, "critic", dtype, may_miss=heads, num_labels=1
+    )
     with torch.no_grad():
         for key in missing:
             model.get_parameter(key).zero_()
@@ -104,16 +104,16 @@ def load_critic(name: str, *, dtype: str, gradient_checkpointing: bool = False) 
 
 
 def _load_model(
-    kind: Any, name: str, flag: str, dtype: str, *, may_miss: tuple[str, ...], **options: Any
+    model_class: Any, name: str, flag: str, dtype: str, *, may_miss: tuple[str, ...], **options: Any
 ) -> tuple[PreTrainedModel, set[str]]:
     """The model, and which of `may_miss` its weight files do not have."""
 
     def load(where: str) -> tuple[PreTrainedModel, set[str]]:
-        model, info = kind.from_pretrained(
+        model, info = model_class.from_pretrained(
             where,
             dtype=getattr(torch, dtype),
             trust_remote_code=False,
-            ignore_mismatched_sizes=True,  # told below, by name
+            ignore_mismatched_sizes=True,  # refused below, by name
             output_loading_info=True,
             **options,
         )
@@ -172,21 +172,23 @@ def _load(name: str, flag: str, what: str, load: Callable[[str], Loaded]) -> Loa
         ) from error
 
 
-def check_vocabulary(model: PreTrainedModel, used: set[int], flag: str) -> None:
+def check_vocabulary(model: PreTrainedModel, token_ids: set[int], flag: str) -> None:
     """Raise InputError if the model has no embedding for one of the token ids of the data."""
     embedding: Any = model.get_input_embeddings()
     size = len(embedding.weight)
-    if max(used) >= size:
+    if max(token_ids) >= size:
         raise InputError(
-            f"{flag}: the tokenizer makes token {max(used)} of the data, and the model knows"
+            f"{flag}: the tokenizer makes token {max(token_ids)} of the data, and the model knows"
             f" {size} tokens; they do not belong together"
         )
 
 
-def check_tokenizer(ref_model: str, tokenizer: PreTrainedTokenizerBase, used: set[int]) -> None:
+def check_tokenizer(
+    ref_model: str, tokenizer: PreTrainedTokenizerBase, token_ids: set[int]
+) -> None:
     """Raise InputError unless the token ids of the data mean the same to the reference."""
     other = load_tokenizer(ref_model, "--ref_model")
-    ids = sorted(used)
+    ids = sorted(token_ids)
     for token, ours, theirs in zip(
         ids, *(t.convert_ids_to_tokens(ids) for t in (tokenizer, other)), strict=True
     ):
@@ -196,18 +198,6 @@ def check_tokenizer(ref_model: str, tokenizer: PreTrainedTokenizerBase, used: se
                 f" {theirs!r} there, and {ours!r} in the model to be trained)",
                 USAGE,
             )
-
-
-def make_optimizer(
-    model: nn.Module, learning_rate: float, weight_decay: float
-) -> torch.optim.AdamW:
-    """AdamW (betas 0.9, 0.999, eps 1e-8), fused; weight decay on matrices only."""
-    trained = [p for p in model.parameters() if p.requires_grad]
-    groups = [
-        {"params": [p for p in trained if p.ndim >= 2], "weight_decay": weight_decay},
-        {"params": [p for p in trained if p.ndim < 2], "weight_decay": 0.0},
-    ]
-    return torch.optim.AdamW(groups, lr=learning_rate, fused=True)
 
 
 def parameters(model: PreTrainedModel) -> str:

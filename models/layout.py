@@ -1,7 +1,7 @@
 """Which way a model takes a batch: token trees where it can, else the padded rectangle.
 
-Found by trying, on two short rows: whatever the model's family, what is used agrees with what the
-model says by itself.
+Decided by trying two short rows: the layout that is used gives the log-probs (or scores) that the
+model gives each sequence alone, whatever its family.
 """
 
 from __future__ import annotations
@@ -16,24 +16,25 @@ from transformers import PreTrainedModel
 from data.encode import Row
 from data.errors import NOT_FINITE, USAGE, InputError
 from data.trees import Layout, pack
-from losses.forward import Policy, Scorer, value_head
+from models.forward import Policy, Scorer, body, head
 
 Wanted = Literal["auto", "tree", "rectangle"]
-Kind = Literal["logps", "score", "value"]  # what is asked of a model
+Task = Literal["causal_lm", "seq_cls", "token_cls"]  # what a model is for, in PEFT's names
+OUTPUTS = {"causal_lm": "log-probs", "seq_cls": "scores", "token_cls": "values"}
 
 # Logits that are more than a linear map of the hidden state: config fields that say so.
 LOGIT_FIELDS = ("final_logit_softcapping", "logit_scale", "logits_scaling")
 TOLERANCES = {torch.float64: 1e-5, torch.float32: 1e-3}  # bfloat16 and float16: 0.15
-REFUSALS = (ValueError, RuntimeError, TypeError, KeyError, IndexError, AttributeError)
+REFUSALS = (ValueError, RuntimeError, TypeError, KeyError, IndexError)
 
 
 @torch.no_grad()
 def choose_layout(
-    model: PreTrainedModel, wanted: Wanted, kind: Kind = "logps", name: str = "--model"
+    model: PreTrainedModel, wanted: Wanted, task: Task = "causal_lm", name: str = "--model"
 ) -> tuple[Layout, nn.Module, str]:
     """(layout, the model as a module from batches to log-probs or scores, a line for the user).
 
-    A critic ("value") is tried as a scorer: what it makes of a text's last state has all the
+    A critic (token_cls) is tried as a scorer: what it makes of a text's last state has all the
     others in it.
 
     Args:
@@ -42,22 +43,25 @@ def choose_layout(
     Raises:
         InputError: `wanted` is "tree" and the model cannot take one, or its weights hold a NaN.
     """
-    rows, leaves = _rows(model), kind != "logps"
-    if kind == "score" and not hasattr(model, "score"):
+    rows, include_last_token, outputs = _rows(model), task != "causal_lm", OUTPUTS[task]
+    if task == "seq_cls" and not hasattr(model, "score"):
         family = type(model).__name__
         raise InputError(f"{name}: {family} has no head named score, so cannot be a reward model")
-    if leaves:
+    if include_last_token:
         truth = _scores_alone(model, rows)
     else:
         truth = Policy(model, fused=False)(pack(rows, layout="rectangle").to(model.device))
     if not truth.isfinite().all():
-        raise InputError(f"{name}: its {kind} are not finite; are its weights damaged?", NOT_FINITE)
+        damaged = "are not finite; are its weights damaged?"
+        raise InputError(f"{name}: its {outputs} {damaged}", NOT_FINITE)
     tolerance = TOLERANCES.get(model.dtype, 0.15)
     layouts: list[Layout] = ["rectangle"] if wanted == "rectangle" else ["tree", "rectangle"]
     reason = ""
     for layout in layouts:
-        for module, note in _modules(model, kind):
-            batch = pack(rows, layout=layout, leaves=leaves).to(model.device)
+        for module, note in _modules(model, task):
+            batch = pack(rows, layout=layout, include_last_token=include_last_token).to(
+                model.device
+            )
             try:
                 error = (module(batch) - truth).abs().max().item()
             except REFUSALS as problem:
@@ -68,31 +72,31 @@ def choose_layout(
                     return layout, module, f"token trees{note}"
                 why = "as asked" if wanted == "rectangle" else f"no token trees ({reason})"
                 return layout, module, f"padded rectangle, {why}{note}"
-            reason = f"{kind} differ by {error:.1g}"
+            reason = f"{outputs} differ by {error:.1g}"
         if wanted == "tree":
             break
     raise InputError(f"--layout {wanted}: {name} cannot take it ({reason})", USAGE)
 
 
 def common_layout(
-    models: Sequence[tuple[str, PreTrainedModel, Kind]], wanted: Wanted
+    models: Sequence[tuple[str, PreTrainedModel, Task]], wanted: Wanted
 ) -> tuple[Layout, list[nn.Module], str]:
-    """`choose_layout` for (name, model, kind) that are given the same batches.
+    """`choose_layout` for (name, model, task) that are given the same batches.
 
-    Trees only if every one of them takes trees; the line says which does not.
+    Trees only if every one of them takes trees; the description names the one that does not.
     """
-    chosen = [choose_layout(model, wanted, kind, name) for name, model, kind in models]
-    for (name, _, _), (layout, _, told) in zip(models, chosen, strict=True):
+    chosen = [choose_layout(model, wanted, task, name) for name, model, task in models]
+    for (name, _, _), (layout, _, description) in zip(models, chosen, strict=True):
         if layout == "rectangle" and wanted == "auto":
             _, modules, _ = common_layout(models, "rectangle")  # the others were tried with trees
-            return layout, modules, f"{told}, because of {name}"
-    layout, _, told = chosen[0]
-    return layout, [module for _, module, _ in chosen], told
+            return layout, modules, f"{description}, because of {name}"
+    layout, _, description = chosen[0]
+    return layout, [module for _, module, _ in chosen], description
 
 
-def _modules(model: PreTrainedModel, kind: Kind) -> Iterator[tuple[nn.Module, str]]:
-    """The ways to run it, the better first, each with what to say of it."""
-    if kind != "logps":
+def _modules(model: PreTrainedModel, task: Task) -> Iterator[tuple[nn.Module, str]]:
+    """The ways to run it, the better first, each with a remark for its description."""
+    if task != "causal_lm":
         yield Scorer(model), ""
         return
     config = model.config.get_text_config()
@@ -103,12 +107,12 @@ def _modules(model: PreTrainedModel, kind: Kind) -> Iterator[tuple[nn.Module, st
 
 def _scores_alone(model: PreTrainedModel, rows: list[Row]) -> Tensor:
     """(S,) score of every sequence by itself, without padding or mask."""
-    scores, head = [], value_head(model)
+    scores = []
     for row in rows:
         for response in row.responses:
             ids = torch.tensor([row.prompt + response], device=model.device)
-            hidden = model.base_model(ids, use_cache=False).last_hidden_state
-            scores.append(head(hidden[0, -1:])[0, 0])
+            hidden = body(model)(ids, use_cache=False).last_hidden_state
+            scores.append(head(model)(hidden[0, -1:])[0, 0])
     return torch.stack(scores)
 
 

@@ -1,0 +1,58 @@
+"""A split: encoded rows, and how any of them become one batch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from data.encode import Row
+from data.trees import Layout, TreeBatch, pack, tree_tokens
+
+
+@dataclass(frozen=True)
+class Split:
+    """Rows of k responses each, with what else is known of their sequences.
+
+    The sequences stand in the order of the rows: those of row i are i * k to i * k + k - 1.
+    """
+
+    rows: Sequence[Row]
+    layout: Layout = "tree"
+    packing: Mapping[str, bool] = field(default_factory=dict)  # keyword arguments of `pack`
+    # A column has one value a sequence (S,) or one a token (S, T), for any T that is long enough:
+    # reference log-probs, say, or the advantages of a rollout.
+    columns: Mapping[str, Tensor] = field(default_factory=dict)
+
+    @cached_property
+    def lengths(self) -> list[int]:
+        """Tokens that each row costs."""
+        include_last_token = self.packing.get("include_last_token", False)
+        return [tree_tokens(row, include_last_token=include_last_token) for row in self.rows]
+
+    @cached_property
+    def token_ids(self) -> set[int]:
+        """Every token id there is."""
+        ids = (part for row in self.rows for part in (row.prompt, *row.responses))
+        return {token for part in ids for token in part}
+
+    def with_columns(self, columns: Mapping[str, Tensor]) -> Split:
+        """The same rows with more columns."""
+        return replace(self, columns={**self.columns, **columns})
+
+    def batch(self, members: Sequence[int], device: torch.device) -> TreeBatch:
+        """The rows `members` as one micro-batch; if there are none, one that counts for nothing."""
+        picked = list(members) or [0]
+        batch = pack([self.rows[i] for i in picked], layout=self.layout, **self.packing)
+        k, width = batch.num_sequences // len(picked), batch.mask.shape[1]
+        sequences = [i * k + j for i in picked for j in range(k)]
+        columns = {name: _cut(x[sequences], width) for name, x in self.columns.items()}
+        return replace(batch.with_columns(columns), dummy=not members).to(device)
+
+
+def _cut(column: Tensor, width: int) -> Tensor:
+    """A column of tokens as wide as the batch; one of sequences as it is."""
+    return column[:, :width] if column.ndim == 2 else column

@@ -1,0 +1,1 @@
+"""Hugging Face models: loading them, and running them on token-tree batches."""

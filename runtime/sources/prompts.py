@@ -1,0 +1,294 @@
+"""Batches from rollouts: what ppo trains on."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from accelerate import Accelerator
+from torch import nn
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from data.batches import total_steps
+from data.errors import USAGE, InputError
+from data.pocket import pocket_reward
+from data.prompts import encode_prompts, load_prompts
+from data.trees import Layout, TreeBatch
+from losses.base import Loss, Metric
+from losses.ppo import PPOConfig
+from models.forward import ActorCritic, Policy
+from models.layout import common_layout
+from models.load import (
+    check_tokenizer,
+    check_vocabulary,
+    load_causal_lm,
+    load_critic,
+    load_tokenizer,
+    parameters,
+)
+from rollout.experience import Prompt, Rollouts
+from rollout.reward_model import load_reward_model
+from rollout.sample import stop_ids
+from rollout.score import Reward, load_reward
+from rollout.state import RolloutState
+from rollout.steps import leave_early, rollout_steps
+from runtime.config import Run
+from runtime.metrics import Totals
+from runtime.sources.base import Evaluation
+from runtime.sources.heldout import evaluate_prompts
+from runtime.state import TrainState
+
+
+@dataclass(frozen=True)
+class PromptPlan:
+    """See `runtime.sources.base.Plan`."""
+
+    run: Run
+    accelerator: Accelerator
+    tokenizer: PreTrainedTokenizerBase
+    train: Sequence[Prompt]
+    heldout: Sequence[Prompt]
+    on_pocket: bool  # the exact grader knows what is right
+    reward_model: tuple[str, PreTrainedTokenizerBase] | None  # None: a function, or the grader
+    steps: int
+    data: str
+
+    @property
+    def ppo(self) -> PPOConfig:
+        config: PPOConfig = self.run.loss
+        return config
+
+    @property
+    def summary(self) -> list[str]:
+        size, batch_size = self.ppo.rollout_size, self.run.train.batch_size
+        rollouts = math.ceil(self.steps / (self.ppo.ppo_epochs * (size // batch_size)))
+        return [
+            f"data: {self.data}",
+            f"plan: {rollouts} rollouts of {size} responses, {self.ppo.ppo_epochs} epochs over each"
+            f" in steps of {batch_size}: {self.steps} optimizer steps",
+        ]
+
+    def preview(self) -> str:
+        lines = []
+        for number, prompt in enumerate(self.train[:2], 1):
+            lines.append(f"prompt {number}: {len(prompt.tokens)} tokens")
+            lines.append(f"    {self.tokenizer.decode(prompt.tokens)!r}")
+        return "\n".join(lines)
+
+    def initial_rollout_state(self) -> RolloutState:
+        return RolloutState(kl_coef=self.ppo.kl_coef)
+
+    def load(self) -> PromptModels:
+        config, device = self.run.train, self.accelerator.device
+        options: Any = {
+            "dtype": config.dtype,
+            "gradient_checkpointing": config.gradient_checkpointing,
+        }
+        # ---- reward, policy and critic
+        reward = self._load_reward()
+        policy = load_causal_lm(config.model, **options).to(device)
+        self._check_policy(policy)
+        critic_from = self._critic_from()
+        critic = load_critic(critic_from, **options).to(device)
+
+        # ---- the frozen reference, where there is one; one layout that all of them take
+        models: list[Any] = [("--model", policy, "causal_lm"), ("the critic", critic, "token_cls")]
+        if self.ppo.needs_reference:
+            name, flag = self.ppo.ref_model or config.model, "--ref_model"
+            frozen: Any = load_causal_lm(name, dtype=config.dtype, flag=flag).to(device)
+            models.append(("the reference", frozen.requires_grad_(False), "causal_lm"))
+        layout, (actor, _, *references), how = common_layout(models, config.layout)
+        assert isinstance(actor, Policy)
+        entropy = self.ppo.entropy_coef > 0
+        trained = ActorCritic(actor, critic, temperature=self.ppo.temperature, entropy=entropy)
+        reward_name = self.ppo.reward or "pocket's grader"
+        description = (
+            f"{config.model}, {parameters(policy)}, {how}; reward {reward_name};"
+            f" critic from {critic_from}{self._other_stop_tokens(policy)}"
+        )
+        reference = references[0] if references else None
+        return PromptModels(self, trained, policy, reference, reward, layout, description)
+
+    def _check_policy(self, policy: PreTrainedModel) -> None:
+        """Raise InputError unless the policy takes every prompt and the longest response to it."""
+        config, prompts = self.run.train, [*self.train, *self.heldout]
+        token_ids = {token for prompt in prompts for token in prompt.tokens}
+        check_vocabulary(policy, token_ids, f"--model {config.model}")
+        limit = getattr(policy.config.get_text_config(), "max_position_embeddings", math.inf)
+        longest = max(len(prompt.tokens) for prompt in prompts)
+        if longest + self.ppo.max_new_tokens > limit:
+            raise InputError(
+                f"--max_new_tokens {self.ppo.max_new_tokens}: the longest prompt has {longest}"
+                f" tokens and --model {config.model} takes {limit}; lower it, or --max_length",
+                USAGE,
+            )
+
+    def _critic_from(self) -> str:
+        """The reward model where it takes the policy's tokens (N+, 2.2), else the policy."""
+        if self.reward_model is None:
+            return self.run.train.model
+        name, tokenizer = self.reward_model
+        same = tokenizer.get_vocab() == self.tokenizer.get_vocab()
+        return name if same else self.run.train.model
+
+    def _other_stop_tokens(self, policy: PreTrainedModel) -> str:
+        """A remark on stop tokens of the model's generation_config, which ppo does not read."""
+        ends: Any = getattr(policy.generation_config, "eos_token_id", None) or []
+        ours = stop_ids(self.tokenizer, self.ppo.stop_tokens)
+        others = [end for end in ([ends] if isinstance(ends, int) else ends) if end not in ours]
+        names = ",".join(filter(None, self.tokenizer.convert_ids_to_tokens(others)))
+        return f"; generate() would also stop at {names}, ppo by --stop_tokens" if names else ""
+
+    def _load_reward(self) -> Reward:
+        config = self.run.train
+        if self.ppo.reward is None:
+            return pocket_reward
+        if self.reward_model is None:
+            return load_reward(self.ppo.reward)
+        name, tokenizer = self.reward_model
+        return load_reward_model(
+            name,
+            tokenizer,
+            dtype=config.dtype,
+            device=self.accelerator.device,
+            layout=config.layout,
+            max_tokens=config.max_tokens,
+            max_length=config.max_length,
+        )
+
+
+@dataclass(frozen=True)
+class PromptModels:
+    """See `runtime.sources.base.Models`."""
+
+    plan: PromptPlan
+    trained: ActorCritic
+    saved: PreTrainedModel  # the policy, which also samples
+    reference: nn.Module | None
+    reward: Reward
+    layout: Layout
+    description: str
+
+    @property
+    def learning_rates(self) -> Mapping[str, float]:
+        rate = self.plan.ppo.critic_learning_rate
+        return {} if rate is None else {"critic.": rate}
+
+    def feed(self, trained: nn.Module, state: TrainState, directory: Path) -> PromptFeed:
+        plan, accelerator, reference = self.plan, self.plan.accelerator, self.reference
+        if reference is not None:
+            reference = accelerator.prepare_model(reference, evaluation_mode=True)
+
+        def reduce(metrics: dict[str, Metric]) -> dict[str, float]:
+            totals = Totals()
+            totals.add(metrics)
+            return totals.reduce(accelerator)
+
+        rollouts = Rollouts(
+            accelerator,
+            accelerator.unwrap_model(trained),
+            self.saved,
+            reference,
+            self.reward,
+            plan.tokenizer,
+            plan.ppo,
+            self.layout,
+            plan.run.train.max_tokens,
+            reduce,
+        )
+        assert state.rollout is not None
+        return PromptFeed(plan, rollouts, state.rollout)
+
+
+@dataclass(frozen=True)
+class PromptFeed:
+    """See `runtime.sources.base.Feed`."""
+
+    plan: PromptPlan
+    rollouts: Rollouts
+    state: RolloutState  # the run's own: steps change it
+
+    def steps(self, start: int) -> Iterator[list[TreeBatch]]:
+        """From where the rollout state stands, which must be that after `start` steps."""
+        return rollout_steps(
+            self.rollouts,
+            self.plan.train,
+            batch_size=self.plan.run.train.batch_size,
+            steps=self.plan.steps,
+            seed=self.plan.run.train.seed,
+            state=self.state,
+        )
+
+    def after_step(self, metrics: dict[str, float]) -> dict[str, float]:
+        """The rollout's own metrics, with its first step; and it is left if that went too far."""
+        present = self.state.experience
+        first = present is not None and self.state.next_minibatch == 1
+        of_rollout = present.metrics if present is not None and first else {}
+        leave_early(self.state, self.plan.ppo, metrics)
+        return of_rollout | {"val/ratio_var": ratio_variance(metrics)}
+
+    def epoch(self, step: int) -> float:
+        return self.state.number * self.plan.ppo.rollout_size / len(self.plan.train)
+
+    def evaluate(self) -> Evaluation:
+        plan = self.plan
+        return evaluate_prompts(
+            self.rollouts, plan.heldout, seed=plan.run.train.seed, on_pocket=plan.on_pocket
+        )
+
+
+def plan_prompts(run: Run, loss: Loss, accelerator: Accelerator) -> PromptPlan:
+    """Read and check the prompts and the flags that depend on one another.
+
+    Raises:
+        InputError: sizes that do not divide, no reward, prompts that cannot be read.
+    """
+    config, ppo = run.train, run.loss
+    size, batch_size = ppo.rollout_size, config.batch_size
+    for name, number, divisor in (
+        ("--rollout_size", size, batch_size),
+        ("--batch_size", batch_size, accelerator.num_processes),
+    ):
+        if number % divisor:
+            raise InputError(f"{name} {number} is not a multiple of {divisor}", USAGE)
+    if ppo.critic_warmup and config.weight_decay:
+        raise InputError(
+            "--weight_decay would shrink the policy while --critic_warmup holds it; give one",
+            USAGE,
+        )
+    source = ppo.prompts or config.data
+    on_pocket = source == "pocket"
+    if ppo.reward is None and not on_pocket:
+        raise InputError(
+            "--reward is missing: train one with --loss reward on this data and give its"
+            " final/ directory, or name a function as module:function",
+            USAGE,
+        )
+    reward_model = None
+    if ppo.reward is not None and ":" not in ppo.reward:
+        reward_model = ppo.reward, load_tokenizer(ppo.reward, "--reward")
+    tokenizer = load_tokenizer(config.model)
+    stop_ids(tokenizer, ppo.stop_tokens)  # refuses what is no token of the tokenizer
+    columns = config.renamed_columns
+    *records, data = load_prompts(source, config.seed, eval_data=config.eval_data, columns=columns)
+    train, heldout = (
+        [Prompt(*p) for p in encode_prompts(part, tokenizer, config.max_length)] for part in records
+    )
+    if dropped := sum(map(len, records)) - len(train) - len(heldout):
+        room = f"have no room for a response in --max_length {config.max_length}"
+        data += f"; {dropped:,} prompts {room}"
+    if ppo.ref_model is not None and ppo.needs_reference:
+        check_tokenizer(ppo.ref_model, tokenizer, set(range(len(tokenizer))))
+    rollouts = total_steps(len(train), size, config.epochs, None)
+    steps = config.max_steps or rollouts * ppo.ppo_epochs * (size // batch_size)
+    return PromptPlan(
+        run, accelerator, tokenizer, train, heldout, on_pocket, reward_model, steps, data
+    )
+
+
+def ratio_variance(metrics: Mapping[str, float]) -> float:
+    """Variance of the ratio over all tokens of a step, from the moments about 1 that add up."""
+    return max(metrics["val/ratio_minus_1_squared"] - (metrics["val/ratio"] - 1) ** 2, 0.0)

@@ -1,0 +1,224 @@
+"""Batches from rows of a data set: what sft, reward, dpo and orpo train on."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch import nn
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from data.batches import micro_batches, step_rows, total_steps
+from data.encode import Row, encode_records
+from data.piqa import piqa_rows
+from data.records import load_data
+from data.splits import Split
+from data.trees import Layout, TreeBatch
+from losses.base import Loss
+from models.layout import choose_layout
+from models.load import (
+    check_tokenizer,
+    check_vocabulary,
+    load_causal_lm,
+    load_scorer,
+    load_tokenizer,
+    parameters,
+)
+from runtime.config import Run, TrainConfig
+from runtime.sources.base import Evaluation
+from runtime.sources.heldout import evaluate_rows
+from runtime.sources.lm_harness import piqa_accuracy
+from runtime.sources.reference import with_reference
+from runtime.state import TrainState
+
+
+@dataclass(frozen=True)
+class RowPlan:
+    """See `runtime.sources.base.Plan`."""
+
+    run: Run
+    loss: Loss
+    accelerator: Accelerator
+    tokenizer: PreTrainedTokenizerBase
+    train: Split
+    heldout: Split
+    piqa: Sequence[Mapping[str, object]]  # the held-out rows as lm-eval takes them, for --lm_eval
+    steps: int
+    data: str
+    summary: list[str]
+
+    def preview(self) -> str:
+        return show_examples(self.train.rows, self.tokenizer)
+
+    def initial_rollout_state(self) -> None:
+        return None
+
+    def load(self) -> RowModels:
+        config = self.run.train
+        options: Any = {
+            "dtype": config.dtype,
+            "gradient_checkpointing": config.gradient_checkpointing,
+        }
+        if self.loss.task == "seq_cls":
+            model = load_scorer(config.model, self.tokenizer, seed=config.seed, **options)
+        else:
+            model = load_causal_lm(config.model, **options)
+        token_ids = self.train.token_ids | self.heldout.token_ids
+        check_vocabulary(model, token_ids, f"--model {config.model}")
+        model.to(self.accelerator.device)
+        layout, trained, how = choose_layout(model, config.layout, self.loss.task)
+        description = f"{config.model}, {parameters(model)}, {how}"
+        return RowModels(self, trained, model, layout, description)
+
+
+@dataclass(frozen=True)
+class RowModels:
+    """See `runtime.sources.base.Models`."""
+
+    plan: RowPlan
+    trained: nn.Module
+    saved: PreTrainedModel
+    layout: Layout
+    description: str
+    learning_rates: Mapping[str, float] = field(default_factory=dict)
+
+    def feed(self, trained: nn.Module, state: TrainState, directory: Path) -> RowFeed:
+        plan = self.plan
+        splits = [replace(split, layout=self.layout) for split in (plan.train, plan.heldout)]
+        if "reference" in plan.loss.needs(plan.run.loss):
+            splits = with_reference(
+                plan.accelerator,
+                trained,
+                plan.run.train,
+                plan.run.loss.ref_model,
+                splits,
+                directory / "reference.safetensors",
+            )
+        return RowFeed(plan, self, trained, *splits)
+
+
+@dataclass(frozen=True)
+class RowFeed:
+    """See `runtime.sources.base.Feed`."""
+
+    plan: RowPlan
+    models: RowModels
+    policy: nn.Module
+    train: Split
+    heldout: Split
+
+    def steps(self, start: int) -> Iterator[list[TreeBatch]]:
+        config, accelerator, lengths = (
+            self.plan.run.train,
+            self.plan.accelerator,
+            self.train.lengths,
+        )
+        for step in range(start + 1, self.plan.steps + 1):
+            rows = step_rows(step, len(lengths), config.batch_size, config.seed)
+            parts = micro_batches(
+                [lengths[i] for i in rows], accelerator.num_processes, config.max_tokens
+            )[accelerator.process_index]
+            yield [self.train.batch([rows[p] for p in part], accelerator.device) for part in parts]
+
+    def after_step(self, metrics: dict[str, float]) -> dict[str, float]:
+        return {}
+
+    def epoch(self, step: int) -> float:
+        return step * self.plan.run.train.batch_size / len(self.train.rows)
+
+    def evaluate(self) -> Evaluation:
+        plan, config = self.plan, self.plan.run.train
+        metrics = evaluate_rows(
+            plan.accelerator,
+            self.policy,
+            plan.loss,
+            plan.run.loss,
+            self.heldout,
+            config.max_tokens,
+        )
+        if config.lm_eval:
+            metrics |= piqa_accuracy(
+                self.models.saved,
+                plan.tokenizer,
+                plan.piqa,
+                batch_size=max(1, min(16, config.max_tokens // max(self.heldout.lengths))),
+                accelerator=plan.accelerator,
+            )
+        return Evaluation(metrics, [])
+
+
+def plan_rows(run: Run, loss: Loss, accelerator: Accelerator) -> RowPlan:
+    """Read and check both splits.
+
+    Raises:
+        InputError: naming file, line, column and reason.
+    """
+    config = run.train
+    tokenizer = load_tokenizer(config.model)
+    train, heldout, piqa, description = load_splits(config, loss, run.loss, tokenizer)
+    if "reference" in loss.needs(run.loss) and run.loss.ref_model is not None:
+        check_tokenizer(run.loss.ref_model, tokenizer, train.token_ids | heldout.token_ids)
+    rows = len(train.rows)
+    steps = total_steps(rows, config.batch_size, config.epochs, config.max_steps)
+    summary = [
+        *description,
+        f"plan: {steps} optimizer steps of {config.batch_size} rows,"
+        f" {steps * config.batch_size / rows:.2f} epochs",
+    ]
+    data = description[0].removeprefix("data: ")
+    return RowPlan(run, loss, accelerator, tokenizer, train, heldout, piqa, steps, data, summary)
+
+
+def load_splits(
+    config: TrainConfig, loss: Loss, loss_config: Any, tokenizer: PreTrainedTokenizerBase
+) -> tuple[Split, Split, list[dict[str, object]], list[str]]:
+    """(training rows, held-out rows, these as rows of PIQA for --lm_eval, lines for the user)."""
+    records, heldout, description = load_data(
+        config.data,
+        config.eval_data,
+        pairs=loss.responses_per_row == 2,
+        columns=config.renamed_columns,
+        seed=config.seed,
+    )
+    if loss.responses_per_row == 1:
+        # It trains on the chosen response; of held-out rows the other serves for the accuracy.
+        records = [replace(record, rejected=None) for record in records]
+    piqa = piqa_rows(heldout) if config.lm_eval else []
+    lines = [f"data: {description}"]
+    splits = []
+    for name, part in (("train", records), ("held out", heldout)):
+        encoded = encode_records(
+            part, tokenizer, max_length=config.max_length, overlong=config.overlong
+        )
+        lines.append(encoded.report.line(name))
+        split = Split(encoded.rows, packing=loss.packing(loss_config))
+        splits.append(split.with_columns(row_columns(encoded.rows, loss)))
+    return splits[0], splits[1], piqa, lines
+
+
+def row_columns(rows: Sequence[Row], loss: Loss) -> dict[str, torch.Tensor]:
+    """What the loss reads of a row beside its tokens, (S,): the same for each of its responses."""
+    names = [name for name in loss.reads if name in Row.__dataclass_fields__]
+    return {
+        name: torch.tensor([getattr(row, name) for row in rows for _ in row.responses])
+        for name in names
+    }
+
+
+def show_examples(rows: Sequence[Row], tokenizer: PreTrainedTokenizerBase, count: int = 2) -> str:
+    """The first rows decoded, trained tokens between bars; the prompt is not trained on."""
+    lines = []
+    for number, row in enumerate(rows[:count], 1):
+        lines.append(f"example {number}: prompt of {len(row.prompt)} tokens, not trained on")
+        lines.append(f"    {tokenizer.decode(row.prompt)!r}")
+        names = ("chosen", "rejected") if len(row.responses) > 1 else ("response",)
+        for name, response, whole in zip(names, row.responses, row.ends, strict=True):
+            tokens = "|".join(str(tokenizer.decode([token])) for token in response)
+            end = "" if whole else ", cut, so without an end token"
+            lines.append(f"  {name}: {len(response)} trained tokens{end}")
+            lines.append(f"    |{tokens}|".replace("\n", "\\n"))
+    return "\n".join(lines)
