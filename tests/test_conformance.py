@@ -1,5 +1,6 @@
 """The vectors are what their generator writes, and ours pass every one, however they are drawn."""
 
+import ast
 import json
 import math
 from collections import Counter
@@ -8,6 +9,7 @@ from decimal import Decimal
 import pytest
 import torch
 from mpmath import mp, mpf
+from runs import ROOT
 
 from benchmarks.conformance.cases import all_cases
 from benchmarks.conformance.formulas import arithmetic, units
@@ -188,3 +190,15 @@ def test_second_derivatives(f, at, digits):
     slope, bend = mp.diff(scalar(f), mpf(at)), mp.diff(scalar(f), mpf(at), 2)
     assert abs(f(x).d[0].v - slope) < mpf(10) ** -20
     assert abs(f(x).d[0].s - abs(bend) - abs(slope)) < mpf(10) ** -15
+
+
+def test_it_stands_alone():
+    """The folder can be taken elsewhere: of this project only implementations/ours.py imports."""
+    for path in VECTORS.parent.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            if isinstance(node, ast.ImportFrom) and not node.level:
+                names = [node.module]
+            for name in names:
+                inside = (ROOT / name.split(".")[0]).exists() or name.startswith("train")
+                assert not inside or (path.name, name) == ("ours.py", "losses"), f"{path}: {name}"

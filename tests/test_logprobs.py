@@ -277,3 +277,11 @@ def test_autocast():
     assert_same(out, expected)
     for name, slope in slopes.items():
         assert_same(grads[name], slope.float())
+
+
+def test_logits_that_are_neighbours_in_bfloat16_keep_their_distance():
+    """C18: 1.0 and 1.0078125; log-probs in bfloat16 would be equal, and a log-ratio 0."""
+    hidden = torch.ones(2, 1, dtype=torch.bfloat16)
+    weight = torch.tensor([[1.0], [1.0078125], [6.0]], dtype=torch.bfloat16)
+    first, second = token_logprobs(hidden, weight, torch.tensor([1, 0])).tolist()
+    assert first - second == pytest.approx(0.0078125, abs=loose(torch.float32))

@@ -129,6 +129,22 @@ def test_a_log_ratio_of_25_nats_is_logged_as_it_is():
     assert_close(torch.tensor(told([[2.718281828459045**25]], [1])["policy/approxkl_avg"]), 312.5)
 
 
+def test_the_kl_of_the_loss_pulls_as_the_kl_does():
+    """H5: of ten tokens drawn from p = (.8, .2) eight and two, and a reference of (.5, .5), the
+    KL's gradient by the first logit is .16 ln 4. With k1 it would be 0, and with k3 be .3."""
+    logit = torch.tensor(4.0, dtype=torch.float64).log().requires_grad_()
+    drawn = torch.tensor([0] * 8 + [1] * 2)
+    logps = torch.stack([logit, 0 * logit]).log_softmax(0)[drawn][:, None]
+    batch, zeros = pack([Row(i, [5], [[3]], [True], [1]) for i in range(10)]), 0 * logps.detach()
+    columns = dict.fromkeys(("old_values", "advantages", "returns"), zeros)
+    columns |= {"old_logps": logps.detach(), "policy_weight": torch.ones(10)}
+    columns["ref_logps"] = zeros + torch.tensor(0.5).double().log()
+    outputs = ActorCriticOutput(logps, zeros, zeros[:, 0], zeros)
+    config = PPOConfig(kl_coef=0.0, kl_loss_coef=1.0)
+    step(outputs, batch.with_columns(columns), config).totals["tokens"].backward()
+    assert logit.grad.item() / 10 == near(0.16 * 1.3862943611198906)
+
+
 # --- settings that are easy to lose --------------------------------------------------------------
 
 

@@ -1,15 +1,18 @@
 """A rollout as one of several ranks makes it, in one process."""
 
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
 import torch
-from rollouts import SMALL, make_rollouts, prompts_of
+from rollouts import SMALL, make_rollouts, near, prompts_of, ragged
+from thread_ranks import on_ranks
 
 from losses.advantages import masked_whiten
 from rollout import experience
 from rollout.experience import rollout
 from rollout.state import RolloutState
+from runtime.metrics import Totals
 
 
 class OneOfTwo:
@@ -60,3 +63,32 @@ def test_what_is_sampled_for_a_prompt_follows_from_its_number():
     words = [made.tokenizer.decode(row.responses[0]).split() for row in whole.rows]
     cut = [w[:-1] if end else w for w, end in zip(words, whole.finished.tolist(), strict=True)]
     assert whole.texts == [" ".join(w) for w in cut]
+
+
+def test_two_ranks_make_the_rollout_of_one_process():
+    """E11, G10: one mean and deviation of the scores, one whitening, whoever sampled what."""
+    config, count = replace(SMALL, score_norm=True), SMALL.rollout_size
+
+    prepared = [make_rollouts(config) for _ in range(3)]  # before the ranks share torch's seed
+
+    def make(accelerator, numbers):
+        def reduce(metrics):
+            totals = Totals()
+            totals.add(metrics)
+            return totals.reduce(accelerator)
+
+        made = replace(prepared.pop(), accelerator=accelerator, reduce=reduce)
+        state, prompts = RolloutState(kl_coef=config.kl_coef), prompts_of(count)
+        found = rollout(made, [prompts[i] for i in numbers], numbers, 7, state)
+        moments = [state.scores_seen, state.score_mean, state.score_m2]
+        advantages = ragged(found.split.rows, found.split.columns["advantages"])
+        return advantages, moments, found.metrics
+
+    def of_rank(rank):
+        return make(rank, list(range(rank.process_index, count, 2)))
+
+    advantages, moments, metrics = make(prepared[0].accelerator, list(range(count)))
+    for rank, found in enumerate(on_ranks(of_rank)):
+        assert found[1] == near(moments) and found[2] == near(metrics)
+        for mine, right in zip(found[0], advantages[rank::2], strict=True):
+            assert mine == near(right)

@@ -36,7 +36,7 @@ def implementation(name: str) -> tuple[str, Any]:
     names = sorted(p.stem for p in IMPLEMENTATIONS.glob("[a-z]*.py"))
     try:
         if name in names:
-            return name, importlib.import_module(f"benchmarks.conformance.implementations.{name}")
+            return name, importlib.import_module(f"{__package__}.implementations.{name}")
         path = Path(name)
         if path.suffix != ".py":
             raise NothingToRunError(
@@ -64,7 +64,6 @@ def implementation(name: str) -> tuple[str, Any]:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    arguments = sys.argv[1:] if arguments is None else arguments
     parser = argparse.ArgumentParser(prog="python -m benchmarks.conformance", description=__doc__)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument(
@@ -83,7 +82,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--output", type=Path, metavar="FILE.json", help="write the results there")
     options = parser.parse_args(arguments)
 
-    from benchmarks.conformance import load, runner, table  # after --help, which needs no NumPy
+    from . import load, runner, table  # after --help, which needs no NumPy
 
     try:
         unknown = set(options.family) - set(load.families())

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.conformance.load import Array, Case
+from .load import Array, Case
 
 EPSILONS = {"float64": 2.0**-52, "float32": 2.0**-23, "bfloat16": 2.0**-7}
 TINY = {"float64": 2.0**-1022, "float32": 2.0**-126, "bfloat16": 2.0**-126}

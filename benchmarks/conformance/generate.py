@@ -17,10 +17,10 @@ from typing import Any
 
 from mpmath import mp, mpf  # type: ignore[import-untyped]
 
-from benchmarks.conformance.cases import all_cases
-from benchmarks.conformance.cases.base import Case
-from benchmarks.conformance.formulas.answer import FAMILIES, Answer, answer
-from benchmarks.conformance.formulas.arithmetic import PRECISION, Rounded
+from .cases import all_cases
+from .cases.base import Case
+from .formulas.answer import FAMILIES, Answer, answer
+from .formulas.arithmetic import PRECISION, Rounded
 
 VECTORS = Path(__file__).parent / "vectors"
 DIGITS = 32

@@ -9,8 +9,8 @@ from typing import Any, Literal
 
 import numpy as np
 
-from benchmarks.conformance.call import EPSILONS, TINY, Gradients, caller
-from benchmarks.conformance.load import Array, Case, Expected
+from .call import EPSILONS, TINY, Gradients, caller
+from .load import Array, Case, Expected
 
 DTYPES = tuple(EPSILONS)
 BOUND = 4  # epsilons of the dtype, times the square root of the case's number of terms

@@ -9,8 +9,8 @@ from collections.abc import Iterator, Sequence
 from textwrap import wrap
 from typing import Any
 
-from benchmarks.conformance.load import fingerprint
-from benchmarks.conformance.runner import BOUND, DTYPES, Result
+from .load import fingerprint
+from .runner import BOUND, DTYPES, Result
 
 WIDTH = 100
 

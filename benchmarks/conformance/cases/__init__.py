@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from random import Random
 
-from benchmarks.conformance.cases import head, pairs, ppo, rows, trajectories
-from benchmarks.conformance.cases.base import Case, Draw
+from . import head, pairs, ppo, rows, trajectories
+from .base import Case, Draw
 
 
 def all_cases(seed: int, long: bool = True) -> Iterator[Case]:

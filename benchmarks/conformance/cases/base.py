@@ -20,7 +20,7 @@ class Case:
     story: str  # one sentence: what an implementation shows by passing
     inputs: dict[str, Any]
     options: dict[str, Any] = field(default_factory=dict)
-    cites: tuple[str, ...] = ()  # bugs of catalogue/bugs.txt that it would catch
+    cites: tuple[str, ...] = ()  # bugs of tests/bugs/bugs.txt that it would catch
     dtypes: tuple[str, ...] = ("float64", "float32", "bfloat16")
     values_only: bool = False  # at a kink, where a derivative is a matter of taste
     long: bool = False

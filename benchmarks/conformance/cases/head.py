@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from benchmarks.conformance.cases.base import LONG, Case, Draw
+from .base import LONG, Case, Draw
 
 
 def cases(draw: Draw) -> Iterator[Case]:

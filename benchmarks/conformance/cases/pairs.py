@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from benchmarks.conformance.cases.base import Case, Draw
+from .base import Case, Draw
 
 DPO_INPUTS = (
     *("policy_chosen_logps", "policy_rejected_logps"),

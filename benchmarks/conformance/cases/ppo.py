@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from benchmarks.conformance.cases.base import LONG, Case, Draw, bf16, mask_of, under
+from .base import LONG, Case, Draw, bf16, mask_of, under
 
 CLEAR = (0.0, 0.05), (0.5, 1.0)  # steps within the clip and beyond it, told apart in any dtype
 

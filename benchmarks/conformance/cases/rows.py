@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from benchmarks.conformance.cases.base import LONG, NAN, Case, Draw, mask_of, under
+from .base import LONG, NAN, Case, Draw, mask_of, under
 
 SMALLEST = -(2.0**-40)  # log p of a token with p = 1 - 1e-12
 

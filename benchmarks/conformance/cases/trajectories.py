@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from benchmarks.conformance.cases.base import LONG, NAN, Case, Draw, bf16, mask_of, under
+from .base import LONG, NAN, Case, Draw, bf16, mask_of, under
 
 WIDE = ("float64", "float32")
 

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from itertools import cycle
 from typing import Any
 
-from benchmarks.conformance.cases.base import Case
-from benchmarks.conformance.formulas import batches, units
-from benchmarks.conformance.formulas.arithmetic import ZERO, Dual, Kinks, Rounded, total, variable
+from ..cases.base import Case
+from . import batches, units
+from .arithmetic import ZERO, Dual, Kinks, Rounded, total, variable
 
 COTANGENTS = 1.0, -0.5, 2.0, 0.75, -1.5  # over and over, output by output
 

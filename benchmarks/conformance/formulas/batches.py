@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 from mpmath import mp, mpf  # type: ignore[import-untyped]
 
-from benchmarks.conformance.formulas.arithmetic import ZERO, Rounded
+from .arithmetic import ZERO, Rounded
 
 Numbers = Sequence[float]
 Row = list[Rounded]

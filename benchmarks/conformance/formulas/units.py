@@ -6,7 +6,7 @@ No code is shared with `losses/` or with tests/reference.py.
 
 from __future__ import annotations
 
-from benchmarks.conformance.formulas.arithmetic import (
+from .arithmetic import (
     Dual,
     clamp,
     exactly,

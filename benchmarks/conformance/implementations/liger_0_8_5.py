@@ -9,7 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from benchmarks.conformance.peer_code import module, rows, run_block, tokens, versions
+from ..peer_code import module, rows, run_block, tokens, versions
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -11,7 +11,7 @@ from functools import cache
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
-from benchmarks.conformance.peer_code import (
+from ..peer_code import (
     functions,
     module,
     right_padded,

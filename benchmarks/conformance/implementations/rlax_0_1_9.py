@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks.conformance.peer_code import module, versions
+from ..peer_code import module, versions
 
 ARRAYS = "numpy"
 VERSIONS = versions("rlax==0.1.9", "jax", "numpy")

@@ -11,7 +11,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
-from benchmarks.conformance.peer_code import (
+from ..peer_code import (
     module,
     right_padded,
     run_block,

@@ -12,7 +12,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
-from benchmarks.conformance.peer_code import Loose, module, rows, run_block, tokens, versions
+from ..peer_code import Loose, module, rows, run_block, tokens, versions
 
 if TYPE_CHECKING:
     from torch import Tensor

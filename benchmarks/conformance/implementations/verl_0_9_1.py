@@ -12,7 +12,7 @@ from functools import cache
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
-from benchmarks.conformance.peer_code import (
+from ..peer_code import (
     functions,
     module,
     run_block,

@@ -1,0 +1,1 @@
+"""Bugs that shipped elsewhere, as patches of this project's source that a test must reject."""
