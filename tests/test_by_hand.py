@@ -151,8 +151,8 @@ def test_two_steps_of_dpo(tmp_path):
     optimizer, expected = torch.optim.SGD(twin.parameters(), lr=rate), []
     start = None
     for _ in range(2):
-        sums = [[alone(twin, prompt, r).sum() for r in rest] for prompt, *rest in PAIRS]
-        sums = torch.stack([torch.stack(pair) for pair in sums])
+        each = [[alone(twin, prompt, r).sum() for r in rest] for prompt, *rest in PAIRS]
+        sums = torch.stack([torch.stack(pair) for pair in each])
         start = sums.detach() if start is None else start
         h = (sums - start)[:, 0] - (sums - start)[:, 1]
         by_now = -logsigmoid(0.1 * h).mean()

@@ -116,3 +116,17 @@ def test_a_rollout_left_early_still_ends_in_an_evaluation(go):
     summary = read(out, "summary.json")
     assert summary["steps"] == 4 and summary["after"]["kl"] == evaluations[-1]["eval/kl"] != 0
     assert read(out, "status.json")["state"] == "finished" and (out / "final").exists()
+
+
+def test_the_critic_learns_at_a_rate_of_its_own(go):
+    """Four steps on the same eight responses: its error falls, and the policy stands still."""
+    flags = ("--max_steps", 4, "--rollout_size", 8, "--batch_size", 8, "--warmup", 0)
+    rates = ("--learning_rate", 1e-12, "--critic_learning_rate", 3e-4, "--max_new_tokens", 16)
+    out, _ = go(*flags, *rates, "--schedule", "constant", "--value_clip", 100)
+    steps, _ = metrics(out)
+    errors = [step["loss/value_avg"] for step in steps]
+    assert errors[-1] < 0.9 * errors[0]
+    assert [step["learning_rate"] for step in steps] == [1e-12] * 4
+    base, final = (AutoModelForCausalLM.from_pretrained(x) for x in (BASE, out / "final"))
+    pairs = zip(base.parameters(), final.parameters(), strict=True)
+    assert all((a - b).abs().max() < 1e-9 for a, b in pairs)
