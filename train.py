@@ -161,6 +161,7 @@ def train(run: Run, accelerator: Accelerator, directory: RunDirectory) -> None:
     progress = Progress(plan.steps, loss.name, enabled=accelerator.is_main_process)
     clock = time.perf_counter()
     for batches in feed.steps(start=state.step):
+        # One step: the rates by the schedule, the gradient over all micro-batches and ranks, AdamW.
         state.step += 1
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(state.step, plan.steps, group["initial_lr"], config)
@@ -170,6 +171,8 @@ def train(run: Run, accelerator: Accelerator, directory: RunDirectory) -> None:
         of_rollout = feed.after_step(metrics)
         now = time.perf_counter()
         state.seconds += now - clock
+
+        # The log: means over all ranks, in full precision.
         record = {
             "step": state.step,
             "epoch": feed.epoch(state.step),
@@ -182,6 +185,8 @@ def train(run: Run, accelerator: Accelerator, directory: RunDirectory) -> None:
         }
         directory.log(record)
         accelerator.log(record, step=state.step)
+
+        # Now and then, and after the last step: the held-out metrics.
         if config.eval_every and state.step % config.eval_every == 0 or state.step == plan.steps:
             found = record_evaluation(state, directory, feed.evaluate())
             accelerator.log(found, step=state.step)

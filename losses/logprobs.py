@@ -94,9 +94,10 @@ def token_entropy(
 class _TokenLogprobs(torch.autograd.Function):
     """Rows of log-softmax, chunk by chunk.
 
-    With D = (onehot(target) - softmax) a chunk's (C, V) matrix and g the upstream gradient:
+    With D = (onehot(target) - softmax) / temperature a chunk's (C, V) matrix and g the upstream
+    gradient:
 
-        d hidden = g (D @ weight) / temperature        d weight = D.T @ (g hidden) / temperature
+        d hidden = g (D @ weight)        d weight = D.T @ (g hidden)
 
     D may be kept for backward when all N tokens fit one chunk, since chunk_size x V is what we may
     hold; nothing is computed twice then. Else backward computes every chunk's logits again.
@@ -120,7 +121,7 @@ class _TokenLogprobs(torch.autograd.Function):
             log_z = logits.logsumexp(1)
             logps[chunk] = logits.gather(1, targets[chunk, None])[:, 0] - log_z
             if len(hidden) <= chunk_size and any(ctx.needs_input_grad):
-                kept = _onehot_minus_softmax(logits, log_z, targets).to(hidden.dtype)
+                kept = _logit_gradient(logits, log_z, targets, temperature).to(hidden.dtype)
         ctx.save_for_backward(hidden, weight, targets, bias, kept)
         ctx.temperature, ctx.chunk_size = temperature, chunk_size
         return logps
@@ -135,7 +136,7 @@ def _gradients(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     """Gradients to the arguments of `_TokenLogprobs.forward`, given that to its (N,) result."""
     hidden, weight, targets, bias, kept = ctx.saved_tensors
     need_hidden, need_weight, _, need_bias, *_ = ctx.needs_input_grad
-    scale = (grad / ctx.temperature)[:, None]  # (N, 1), in the dtype of the softmax
+    scale = grad[:, None]  # (N, 1), in the dtype of the softmax
     grad_hidden = torch.empty_like(hidden) if need_hidden else None
     # Summed over chunks in the softmax's dtype: a bfloat16 sum would lose what late chunks add.
     grad_weight = torch.zeros_like(weight, dtype=scale.dtype) if need_weight else None
@@ -146,8 +147,8 @@ def _gradients(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
             d = kept
         else:
             logits = _logits(hidden[chunk], weight, bias, ctx.temperature)
-            d = _onehot_minus_softmax(logits, logits.logsumexp(1), targets[chunk])
-            d = d.to(hidden.dtype)
+            log_z = logits.logsumexp(1)
+            d = _logit_gradient(logits, log_z, targets[chunk], ctx.temperature).to(hidden.dtype)
         if grad_hidden is not None:
             grad_hidden[chunk] = scale[chunk] * (d @ weight)
         if grad_weight is not None:
@@ -179,7 +180,11 @@ def _logits(hidden: Tensor, weight: Tensor, bias: Tensor | None, temperature: fl
     return logits if temperature == 1.0 else logits.div_(temperature)
 
 
-def _onehot_minus_softmax(logits: Tensor, log_z: Tensor, targets: Tensor) -> Tensor:
-    """(C, V) onehot(targets) - softmax(logits), written over the logits."""
+def _logit_gradient(logits: Tensor, log_z: Tensor, targets: Tensor, temperature: float) -> Tensor:
+    """(C, V) (onehot(targets) - softmax(logits)) / temperature, written over the logits.
+
+    Divided here, in the dtype of the softmax: afterwards it would be rounded to 16 bits once more.
+    """
     d = logits.sub_(log_z[:, None]).exp_().neg_()
-    return d.scatter_add_(1, targets[:, None], torch.ones_like(log_z)[:, None])
+    d.scatter_add_(1, targets[:, None], torch.ones_like(log_z)[:, None])
+    return d if temperature == 1.0 else d.div_(temperature)

@@ -285,3 +285,16 @@ def test_logits_that_are_neighbours_in_bfloat16_keep_their_distance():
     weight = torch.tensor([[1.0], [1.0078125], [6.0]], dtype=torch.bfloat16)
     first, second = token_logprobs(hidden, weight, torch.tensor([1, 0])).tolist()
     assert first - second == pytest.approx(0.0078125, abs=loose(torch.float32))
+
+
+@pytest.mark.parametrize("chunk_size", [64, 16])  # kept for backward, or computed again
+def test_a_temperature_costs_a_16_bit_gradient_no_digit(chunk_size):
+    """Two words, the first with weight 1: the gradient is (1 - p) / T, rounded once, so off by half
+    an epsilon at most. Divided after it was rounded it is off by up to one and a half."""
+    hidden = torch.linspace(-2, 2, 64)[:, None].bfloat16().requires_grad_()
+    weight = torch.tensor([[1.0], [0.0]]).bfloat16()
+    targets = torch.zeros(64, dtype=torch.long)
+    token_logprobs(hidden, weight, targets, temperature=0.7, chunk_size=chunk_size).sum().backward()
+    expected = torch.sigmoid(-hidden.detach().double() / 0.7) / 0.7
+    error = (hidden.grad.double() - expected).abs() / expected
+    assert error.max() < 0.5 * torch.finfo(torch.bfloat16).eps * 1.001
