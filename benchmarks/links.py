@@ -1,4 +1,4 @@
-"""Do the links of README.md, CONTRIBUTING.md and docs/ lead where they say?
+"""Do the links of the Markdown pages at the top and in docs/ lead where they say?
 
 python -m benchmarks.links           # lists those that do not
 python -m benchmarks.links --fix     # moves #L numbers to where the linked text stands now
@@ -33,7 +33,7 @@ class Link(NamedTuple):
 
 
 def pages() -> list[Path]:
-    return [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+    return [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").glob("*.md"))]
 
 
 def links(page: Path) -> Iterator[Link]:

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import torch
 from accelerate import Accelerator
 from safetensors import SafetensorError
 
@@ -27,12 +28,16 @@ def launch(train: Callable[[Run, Accelerator, RunDirectory], None], args: Args) 
         check_flags(run)
         accelerator = make_accelerator(run.train)
         check_launch(accelerator)
+        # DDP's destructor holds the GIL. With DDP the last owner of a gloo group it also waits for
+        # gloo's thread, which may wait for the GIL (torch 2.13): the group must go after it.
+        group = torch.distributed.group.WORLD
         directory = RunDirectory(
             Path(run.output_dir),
             overwrite=run.train.overwrite or run.train.dry_run,
             writes=accelerator.is_main_process and not run.train.dry_run,
         )
         train(run, accelerator, directory)
+        del accelerator, group  # in this order: the accelerator owns the DDP module
     except InputError as error:
         return give_up(directory, str(error), error.exit_code)
     except FloatingPointError as error:  # of the sampler

@@ -7,16 +7,15 @@ from pathlib import Path
 HERE = Path(__file__).parent
 sys.path[:0] = [str(HERE), str(HERE.parent)]
 
-from accelerate import Accelerator  # noqa: E402
 from lm_evals import DOCS, heldout, models  # noqa: E402
+from ranks import run_rank  # noqa: E402
 from test_lm_eval import accuracies_of_rows  # noqa: E402
 
 from benchmarks import piqa  # noqa: E402
 from runtime.sources.lm_harness import piqa_scores  # noqa: E402
 
 
-def main() -> None:
-    out, accelerator = Path(sys.argv[1]), Accelerator(cpu=True)
+def main(out, accelerator):
     assert accelerator.num_processes == 2
     found = {}
     names = ["pocket", str(out / "run" / "final")]
@@ -31,4 +30,4 @@ def main() -> None:
     assert piqa.main([*flags, "--output", str(out / "two.json")]) == 0
 
 
-main()
+run_rank(main)

@@ -7,19 +7,17 @@ HERE = Path(__file__).parent
 sys.path[:0] = [str(HERE), str(HERE.parent)]
 
 import torch  # noqa: E402
-from accelerate import Accelerator  # noqa: E402
+from ranks import run_rank  # noqa: E402
 from rollouts import left_behind, train  # noqa: E402
 from test_ppo_steps import TRAININGS  # noqa: E402
 
 
-def main() -> None:
-    out, accelerator = Path(sys.argv[1]), Accelerator(cpu=True)
+def main(out, accelerator):
     assert accelerator.num_processes == 2
     for name, training in TRAININGS.items():
         # With this few tokens a forward, the ranks differ in how many micro-batches they make.
         run = train(**training, max_tokens=25)
         torch.save(left_behind(run), out / f"{name}-{accelerator.process_index}.pt")
-    accelerator.end_training()
 
 
-main()
+run_rank(main)

@@ -8,7 +8,7 @@ HERE = Path(__file__).parent
 sys.path[:0] = [str(HERE), str(HERE.parent)]
 
 import torch  # noqa: E402
-from accelerate import Accelerator  # noqa: E402
+from ranks import run_rank  # noqa: E402
 from test_step import DTYPES, batch_for, data_for, module_for  # noqa: E402
 from tiny_models import flat_grad  # noqa: E402
 
@@ -18,8 +18,7 @@ from train import optimizer_step  # noqa: E402
 SHARES = {0: [[0, 1, 2], [3], [4]], 1: [[5, 6], [7], []]}
 
 
-def main() -> None:
-    out, accelerator = Path(sys.argv[1]), Accelerator(cpu=True)
+def main(out, accelerator):
     assert accelerator.num_processes == 2
     for dtype in DTYPES:
         for name, loss in LOSSES.items():
@@ -31,7 +30,6 @@ def main() -> None:
             stem = f"{name}-{dtype}-{accelerator.process_index}"
             torch.save(flat_grad(module), out / f"{stem}.pt")
             (out / f"{stem}.json").write_text(json.dumps({"units": units, "metrics": metrics}))
-    accelerator.end_training()
 
 
-main()
+run_rank(main)

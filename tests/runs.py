@@ -12,6 +12,7 @@ import sys
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 BASE = ROOT / "data" / "pocket" / "base"
@@ -19,7 +20,7 @@ OFFLINE = {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELIS
 # a few steps, for rows and models that have no defaults of their own
 QUICK = ("--max_steps", 3, "--batch_size", 8, "--learning_rate", 1e-3)
 
-_forks = multiprocessing.get_context("forkserver" if sys.platform == "linux" else "spawn")
+_forks: Any = multiprocessing.get_context("forkserver" if sys.platform == "linux" else "spawn")
 _forks.set_forkserver_preload(
     ["train", "typeguard", "matplotlib.pyplot", "transformers.models.llama.modeling_llama"]
 )

@@ -1,6 +1,7 @@
 """The command line: the flags of the chosen loss and no other's, and one line for every mistake."""
 
 import os
+import re
 import subprocess
 import sys
 from dataclasses import MISSING, fields
@@ -58,6 +59,63 @@ def test_every_flag_has_a_sentence(path, config):
     for flag in read_flags(path, config.__name__):
         assert flag.help[0].isupper() and flag.help.endswith("."), flag
         assert "\n" not in flag.help, flag
+
+
+BASE = """
+@dataclass(frozen=True)
+class BaseConfig:
+    first: int = 1
+    \"\"\"From the base.\"\"\"
+    second: float = 2.0
+    \"\"\"Overridden below.\"\"\"
+"""
+INHERITED = """
+@dataclass(frozen=True)
+class OwnConfig(BaseConfig):
+    third: str = "3"
+    \"\"\"Its own.\"\"\"
+    second: float = 2.5
+    \"\"\"Another default in the same place.\"\"\"
+
+LOSS = Loss(name="own", config=OwnConfig)
+"""
+
+
+@pytest.mark.parametrize("where", ["same file", "relative import", "under another name"])
+def test_flags_of_base_classes_are_read_in_the_order_of_a_dataclass(tmp_path, where):
+    """The subclass is taken although a class whose name ends in Config stands above it."""
+    file, text = tmp_path / "own.py", BASE + INHERITED
+    if where != "same file":
+        (tmp_path / "base.py").write_text(BASE)
+        other = where == "under another name"
+        text = f"from .base import BaseConfig{' as Other' * other}\n{INHERITED}"
+        text = text.replace("(BaseConfig)", "(Other)") if other else text
+    file.write_text(text)
+    flags = read_flags(file, "OwnConfig")
+    assert [(f.name, f.default) for f in flags] == [("first", 1), ("second", 2.5), ("third", "3")]
+    assert flags[1].help == "Another default in the same place."
+
+
+@pytest.mark.parametrize(
+    "text, message",
+    [
+        (
+            "class OwnConfig(Elsewhere): pass",
+            "the base class Elsewhere is neither here",
+        ),
+        ("from torch import nn\nclass OwnConfig(nn.Module): pass", "the base class nn.Module is"),
+        ("from .nothing import B\nclass OwnConfig(B): pass", "the base class B is neither here"),
+        ("class Another: pass", "no class OwnConfig"),
+        ("class OwnConfig:\n    a: int = field(default=3)", ":2: a: int = field"),
+        ("class OwnConfig:\n    a: list[int] = 3", ":2: a: list"),
+        ("class OwnConfig:\n    a: Path = 3", ":2: a: Path"),
+    ],
+)
+def test_a_class_whose_flags_cannot_be_read_is_an_error(tmp_path, text, message):
+    """Else its flags would be missing from the command line, in silence."""
+    (tmp_path / "own.py").write_text(text)
+    with pytest.raises(TypeError, match=re.escape(message)):
+        read_flags(tmp_path / "own.py", "OwnConfig")
 
 
 def test_losses_of_the_command_line_are_the_registered_ones():

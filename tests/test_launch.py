@@ -4,12 +4,12 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from contextlib import suppress
 
 import psutil
 import pytest
 import torch
+from ranks import TORCHRUN, finish, gone, wait_for
 from runs import OFFLINE, QUICK, ROOT, metrics, no_model, pocket_rows, read, run, write_rows
 from tolerances import loose
 
@@ -17,20 +17,12 @@ from data import errors
 
 TRAIN_PY = str(ROOT / "train.py")
 ACCELERATE = [sys.executable, "-m", "accelerate.commands.launch"]
-TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone"]  # picks a free port
 cpu_only = pytest.mark.skipif(torch.cuda.is_available(), reason="launchers behave so without a GPU")
 
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
     return write_rows(tmp_path_factory.mktemp("data"), *pocket_rows())
-
-
-def call(command, cwd=ROOT, **env):
-    """The finished process; a variable that is None is taken out of its environment."""
-    env = {k: v for k, v in (os.environ | OFFLINE | env).items() if v is not None}
-    command = [str(part) for part in command]
-    return subprocess.run(command, cwd=cwd, env=env, capture_output=True, text=True, timeout=300)
 
 
 # ---------------------------------------------------------------- the two commands of the README
@@ -47,7 +39,7 @@ def test_it_runs_from_any_directory_without_a_network(tmp_path):
     )
     cwd = tmp_path / "elsewhere"
     cwd.mkdir()
-    done = call(
+    done = finish(
         [sys.executable, TRAIN_PY, "--loss", "sft", "--max_steps", "2"],
         cwd=cwd,
         PYTHONPATH=str(tmp_path),
@@ -60,14 +52,14 @@ def test_it_runs_from_any_directory_without_a_network(tmp_path):
 
 def test_accelerate_launch_trains(tmp_path):
     flags = ["--loss", "dpo", "--max_steps", 2, "--output_dir", tmp_path / "out"]
-    done = call([*ACCELERATE, "train.py", *flags])
+    done = finish([*ACCELERATE, "train.py", *flags])
     assert done.returncode == 0, done.stderr
     assert read(tmp_path / "out", "config.json")["origin"]["learning_rate"] == "default for pocket"
     assert read(tmp_path / "out", "summary.json")["rows"] == 64
 
 
 def test_a_typo_ends_the_process_with_one_line_and_the_exit_code():
-    done = call([sys.executable, TRAIN_PY, "--loss", "dpo", "--max_step", 3])
+    done = finish([sys.executable, TRAIN_PY, "--loss", "dpo", "--max_step", 3])
     assert done.returncode == errors.USAGE
     assert done.stderr == "train.py: unknown flag --max_step: did you mean --max_steps?\n"
 
@@ -81,8 +73,8 @@ def test_two_processes_are_one_run(tmp_path, data):
     one = run(*flags, "--output_dir", tmp_path / "one")
     assert one.code == 0, one.err
     flags += ["--output_dir", tmp_path / "two"]
-    command = [*TORCHRUN, "--nproc_per_node", 2, TRAIN_PY, *flags]
-    two = call(command, ACCELERATE_USE_CPU="true")
+    command = [*TORCHRUN, TRAIN_PY, *flags]
+    two = finish(command, ACCELERATE_USE_CPU="true")
     assert two.returncode == 0, two.stderr
     assert "2 processes" in two.stdout and two.stdout.count("plan: ") == 1
     assert read(tmp_path / "two", "config.json")["processes"] == 2
@@ -105,12 +97,12 @@ def same(out, other):
 
 @cpu_only
 @pytest.mark.parametrize("command", [
-    [*TORCHRUN, "--nproc_per_node", 2, TRAIN_PY],
+    [*TORCHRUN, TRAIN_PY],
     [*ACCELERATE, "--cpu", "--num_processes", 2, TRAIN_PY],
 ], ids=["torchrun", "accelerate launch --cpu"])  # fmt: skip
 def test_a_launch_that_would_run_alone_stops_with_the_right_command(tmp_path, data, command):
     flags = ["--loss", "sft", "--data", data, *QUICK, "--output_dir", tmp_path / "out"]
-    done = call([*command, *flags], ACCELERATE_USE_CPU=None)
+    done = finish([*command, *flags], ACCELERATE_USE_CPU=None)
     assert done.returncode != 0
     assert done.stderr.count("\ntrain.py: ") + done.stderr.startswith("train.py: ") == 1
     assert "`ACCELERATE_USE_CPU=true torchrun --nproc_per_node N train.py ...`" in done.stderr
@@ -137,20 +129,6 @@ def test_a_launch_that_cuts_the_model_is_refused_before_anything_is_loaded(
 
 
 # ---------------------------------------------------------------- signals
-
-
-def wait_for(condition, seconds=120):
-    end = time.monotonic() + seconds
-    while time.monotonic() < end:
-        with suppress(OSError, ValueError, IndexError, psutil.NoSuchProcess):
-            if found := condition():
-                return found
-        time.sleep(0.05)
-    raise AssertionError("waited in vain")
-
-
-def gone(process):
-    return not process.is_running() or process.status() == psutil.STATUS_ZOMBIE
 
 
 @pytest.fixture

@@ -48,7 +48,10 @@ def both(folder):
 def theirs(folder, both):
     """(results, samples) of lm-eval without anything of ours in between."""
     file, cache = folder / "data" / "valid.jsonl", folder / "cache"
-    return {name: as_the_manual_says(*both[name], file, cache) for name in NAMES}
+    return {
+        name: as_the_manual_says(model, tokenizer, file, cache)
+        for name, (model, tokenizer) in both.items()
+    }
 
 
 @pytest.fixture(scope="module")

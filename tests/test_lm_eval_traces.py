@@ -35,7 +35,7 @@ def state(model, tokenizer, folder):
     _, numbers, *rest = np.random.get_state()
     return {
         "python": random.getstate(),
-        "numpy": (numbers.tolist(), rest),
+        "numpy": (np.asarray(numbers).tolist(), rest),
         "torch": torch.get_rng_state().tolist(),
         "modes": [module.training for module in model.modules()],
         "weights": {k: (id(v), v.tolist()) for k, v in model.named_parameters()},

@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -28,7 +29,7 @@ EVERYTHING = PPOConfig(
     **dict(score_norm=True, score_clip=1.0, missing_eos_penalty=0.5, truncation="bootstrap"),
     **dict(whiten_rewards=True, gamma=0.95, entropy_coef=0.01),
 )
-TRAININGS = {
+TRAININGS: dict[str, dict[str, Any]] = {
     "default": dict(config=SMALL),
     "every option": dict(config=EVERYTHING),
     "a rank without rows": dict(config=replace(SMALL, critic_warmup=1), batch_size=2),
@@ -191,8 +192,8 @@ def test_a_rank_without_a_row_in_a_step_gets_a_stand_in(monkeypatch):
     for rank in (0, 1):
         accelerator.process_index = rank
         mine = {name: column[[rank]] for name, column in columns.items()}
-        made = Experience(Split([rows[rank]], columns=mine), {})
-        monkeypatch.setattr("rollout.steps.rollout", lambda *_: made)  # noqa: B023
+        experience = Experience(Split([rows[rank]], columns=mine), {})
+        monkeypatch.setattr("rollout.steps.rollout", lambda *_, made=experience: made)
         made = replace(make_rollouts(replace(SMALL, rollout_size=2)), accelerator=accelerator)
         options = dict(batch_size=1, steps=4, seed=0, state=RolloutState(kl_coef=0.0))
         dummies = [b.dummy for bs in rollout_steps(made, prompts_of(2), **options) for b in bs]

@@ -65,7 +65,7 @@ def test_what_is_sampled_for_a_prompt_follows_from_its_number():
     assert whole.texts == [" ".join(w) for w in cut]
 
 
-def test_two_ranks_make_the_rollout_of_one_process():
+def test_ranks_make_the_rollout_of_one_process():
     """E11, G10: one mean and deviation of the scores, one whitening, whoever sampled what."""
     config, count = replace(SMALL, score_norm=True), SMALL.rollout_size
 

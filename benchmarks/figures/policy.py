@@ -34,7 +34,8 @@ def surrogate(ratio: Tensor, advantage: float) -> tuple[Tensor, Tensor]:
     advantages = torch.full_like(ratio, advantage)
 
     def objective(logps: Tensor) -> Tensor:
-        return -ppo_policy_loss(logps, old, advantages, everywhere(logps), clip=CLIP)
+        inputs = (x[None] for x in (logps, old, advantages, everywhere(logps)))  # one response
+        return -ppo_policy_loss(*inputs, clip=CLIP)[0]
 
     return with_gradient(objective, ratio.log() + old)
 
@@ -59,6 +60,12 @@ def ppo() -> Figure:
     return figure
 
 
+def value_loss(values: Tensor, *, old: Tensor, returns: Tensor) -> Tensor:
+    """The clipped error of each value, all as one response."""
+    inputs = (x[None] for x in (values, old, returns, everywhere(values)))
+    return ppo_value_loss(*inputs, clip=CLIP)[0]
+
+
 def ppo_value() -> Figure:
     """Value loss and gradient against the new value; the old one is 0."""
     figure, (value, slope) = panels()
@@ -66,9 +73,7 @@ def ppo_value() -> Figure:
     old = torch.zeros_like(values)
     for number, target in enumerate((0.1, 0.8)):
         returns = torch.full_like(values, target)
-        loss = partial(
-            ppo_value_loss, old_values=old, returns=returns, mask=everywhere(old), clip=CLIP
-        )
+        loss = partial(value_loss, old=old, returns=returns)
         losses, slopes = with_gradient(loss, values)
         line(value, values, losses, f"return R = {target:g}", number)
         line(slope, values, slopes, f"return R = {target:g}", number)

@@ -1,0 +1,38 @@
+# CONTRIBUTING.md's commands by name; tests/test_project_files.py holds the two equal.
+.PHONY: help install format lint types test slow ci mutation figures links
+
+help:
+	@grep '# make ' CONTRIBUTING.md
+
+install:
+	pip install -c constraints.txt -e '.[dev]'
+
+format:
+	ruff format .
+
+lint:
+	ruff check .
+
+types:
+	mypy
+	mypy --config-file tests/mypy.ini
+
+test:
+	python -m pytest
+
+slow:
+	python -m pytest -m slow
+
+ci:
+	bash .ci/run
+
+mutation:
+	pip install -c constraints.txt -e '.[mutation]'
+	python -m mutmut run --max-children 2
+	python -m benchmarks.mutation benchmarks/results/mutation.json
+
+figures:
+	python -m benchmarks.figures
+
+links:
+	python -m benchmarks.links --fix
