@@ -9,7 +9,10 @@ import torch
 from runs import BASE, metrics, pocket_rows, run, write_rows
 from safetensors.torch import load_file
 from tolerances import loose
+from torch import nn
 from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from runtime.optimizer import make_optimizer
 
 # Transformers' norms compute in float32, in a float64 model too, and AdamW divides gradients by
 # their own size, so that small ones have the error of large ones.
@@ -133,3 +136,23 @@ def test_a_run_tells_the_rates_and_the_norms_before_clipping(out, by_hand):
 )
 def test_these_rows_and_options_tell_a_wrong_optimizer(by_hand, wrong):
     assert distance(train_by_hand(**wrong).moved, by_hand.moved) > 1e4 * TOLERANCE
+
+
+def test_a_group_with_a_rate_of_its_own_keeps_the_same_decay():
+    """--critic_learning_rate: by the names that PPO's module has."""
+    module = nn.ModuleDict({name: nn.Linear(2, 3) for name in ("policy", "critic")})
+    module["policy"].register_parameter("frozen", nn.Parameter(torch.ones(1), requires_grad=False))
+    groups = make_optimizer(module, 0.5, 0.1, learning_rates={"critic.": 0.25}).param_groups
+    found = {
+        (group["lr"], group["initial_lr"], group["weight_decay"]): group["params"]
+        for group in groups
+    }
+    policy, critic = module["policy"], module["critic"]
+    expected = {
+        (0.5, 0.5, 0.1): policy.weight,
+        (0.5, 0.5, 0.0): policy.bias,
+        (0.25, 0.25, 0.1): critic.weight,
+        (0.25, 0.25, 0.0): critic.bias,
+    }
+    assert found.keys() == expected.keys() and len(groups) == 4
+    assert all(len(params) == 1 and params[0] is expected[key] for key, params in found.items())

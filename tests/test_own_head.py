@@ -3,11 +3,11 @@ nothing is rounded to less than float32."""
 
 import pytest
 import torch
-from models import make_model, make_rows
+from tiny_models import make_model, make_rows
 from tolerances import loose
 
 from data.trees import pack
-from losses.forward import Policy
+from models.forward import Policy
 
 SOFT_CAPPED = dict(final_logit_softcapping=2.0, head_dim=8)  # more than a linear map
 

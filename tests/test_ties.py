@@ -9,9 +9,9 @@ from torch import nn
 
 from benchmarks.study.measure import score_pairs
 from data.encode import Row
+from data.splits import Split
 from losses import LOSSES
-from runtime.heldout import evaluate
-from runtime.inputs import Rows
+from runtime.sources.heldout import evaluate_rows
 
 CPU = torch.device("cpu")
 # Every token has log-prob -1 and the last of each response is the end token, which accuracy does
@@ -57,8 +57,11 @@ def rows():
 def evaluated(name, policy, reference=None, **options):
     loss = LOSSES[name]
     config = loss.config(**options)
-    data = Rows(rows(), "tree", reference, loss.packing(config))
-    return evaluate(Accelerator(cpu=True), policy, loss, config, data, 4096)
+    columns = {"margin": torch.zeros(2 * len(PAIRS))}
+    if reference is not None:
+        columns["ref_seq_logps"] = reference.flatten()
+    data = Split(rows(), "tree", loss.packing(config), columns)
+    return evaluate_rows(Accelerator(cpu=True), policy, loss, config, data, 4096)
 
 
 def share(right):
