@@ -10,16 +10,18 @@ from dataclasses import replace
 import pytest
 import torch
 from accelerate import Accelerator
+from rollouts import logps_alone, make_policy, make_rollouts, prompts_of, ragged
 from thread_ranks import on_ranks
-from tiny_models import flat_grad, make_model, relative_error
+from tiny_models import flat_grad, make_head, make_model, relative_error
 from tolerances import TIGHT
 from torch.nn.functional import logsigmoid
 
 from data.encode import Row
 from data.splits import Split
 from losses import LOSSES
-from models.forward import Policy
+from models.forward import ActorCritic, Policy
 from models.load import load_causal_lm
+from rollout import experience
 from runtime.sources.reference import cache_key, reference_logps
 from train import optimizer_step
 
@@ -108,7 +110,7 @@ def test_a_step_is_that_of_each_response_alone(name, options, split):
     assert relative_error(found, right) < 100 * TIGHT
 
 
-def test_a_step_on_two_ranks_is_that_of_each_response_alone():
+def test_a_step_of_several_ranks_is_that_of_each_response_alone():
     """Four rows on one rank, one on the other: the gradient after DDP's mean, and the log."""
     twin, policies, loss = sharp_model(), [Policy(sharp_model()) for _ in range(2)], LOSSES["sft"]
     expected = by_hand("sft", twin, range(5))
@@ -170,3 +172,17 @@ def test_reference_log_probs_are_kept_for_these_tokens_alone():
     other = [replace(rows[0], prompt=[5, 6, 8]), *rows[1:]]
     keys = [cache_key(model, [Split(part)], 4096) for part in (rows, make_rows(2), other)]
     assert keys[0] == keys[1] != keys[2]
+
+
+# --- PPO and the policy that sampled -------------------------------------------------------------
+
+
+def test_old_log_probs_have_no_dropout_in_them():
+    """F1: from the training forward, in eval mode."""
+    model = make_policy(family="gpt2")  # dropout 0.1 in its config
+    module = ActorCritic(Policy(model), make_head("token", "gpt_neox"), temperature=1.0)
+    made = replace(make_rollouts(), model=model, actor_critic=module)
+    responses = experience.respond(made, prompts_of(4), range(4), 0)
+    old = ragged(responses.rows, experience.evaluate_responses(made, responses).logps)
+    for found, row in zip(old, responses.rows, strict=True):
+        assert found == pytest.approx(logps_alone(model, row, 1.0), **NEAR)

@@ -11,6 +11,7 @@ from test_ppo_steps import EVERYTHING
 
 from losses import LOSSES
 from losses.ppo import LOSS as PPO
+from models.load import load_causal_lm
 from rollout.state import RolloutState
 from rollout.steps import leave_early, rollout_steps
 from runtime.config import Run, TrainConfig
@@ -37,6 +38,14 @@ def test_phases_do_not_change(phases):
     config = TrainConfig(loss="ppo", batch_size=8)
     with pytest.raises(FrozenInstanceError):
         plan_prompts(Run(config, SMALL, {}), PPO, Accelerator(cpu=True)).steps = 3
+
+
+def test_what_ppo_saves_is_the_policy():
+    """J2: neither the module that it is trained in nor the critic."""
+    config = TrainConfig(loss="ppo", batch_size=8)
+    models = plan_prompts(Run(config, SMALL, {}), PPO, Accelerator(cpu=True)).load()
+    names = list(load_causal_lm("pocket", dtype="float32").state_dict())
+    assert list(models.saved.state_dict()) == names
 
 
 @pytest.mark.parametrize("start", [0, 1, 4, 5])

@@ -88,7 +88,7 @@ def test_a_few_samples_are_kept_of_every_evaluation(plain):
 
 
 def test_what_is_saved_is_the_policy_alone(plain):
-    """No wrapper, no critic; the first step has moved it (H10)."""
+    """J2: no wrapper, no critic; the first step has moved it (H10)."""
     final = plain[0] / "final"
     model, info = AutoModelForCausalLM.from_pretrained(final, output_loading_info=True)
     assert not any(info[key] for key in ("missing_keys", "unexpected_keys", "mismatched_keys"))

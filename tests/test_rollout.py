@@ -14,7 +14,6 @@ from rollouts import (
     THROUGH_A_MODEL,
     PositionCritic,
     by_hand,
-    logps_alone,
     make_policy,
     make_rollouts,
     near,
@@ -29,7 +28,7 @@ from tolerances import TIGHT, loose
 from data.encode import Row
 from data.errors import InputError
 from losses.ppo import PPOConfig
-from models.forward import ActorCritic, Policy, head
+from models.forward import head
 from rollout import experience
 from rollout.experience import rollout
 from rollout.rewards import shape_scores, token_rewards, update_moments
@@ -94,16 +93,6 @@ def test_log_probs_of_the_sampler_are_those_of_the_training_forward(monkeypatch,
     old = ragged(rows, columns["old_logps"])
     close([one.logps for one in sampled], old)
     close(old, by_hand(made, rows, kl_coef=0.05).logps)
-
-
-def test_old_log_probs_have_no_dropout_in_them():
-    """F1: from the training forward, in eval mode."""
-    model = make_policy(family="gpt2")  # dropout 0.1 in its config
-    module = ActorCritic(Policy(model), make_head("token", "gpt_neox"), temperature=1.0)
-    made = replace(make_rollouts(), model=model, actor_critic=module)
-    responses = experience.respond(made, prompts_of(4), range(4), 0)
-    old = ragged(responses.rows, experience.evaluate_responses(made, responses).logps)
-    close(old, [logps_alone(model, row, 1.0) for row in responses.rows])
 
 
 # --- what a token was worth ----------------------------------------------------------------------

@@ -15,26 +15,6 @@ from rollout.state import RolloutState
 from runtime.metrics import Totals
 
 
-class OneOfTwo:
-    """An accelerator of one of two ranks, which knows what both hold."""
-
-    num_processes = 2
-
-    def __init__(self, rank, held):
-        self.process_index, self.held = rank, [list(pair) for pair in held]
-        self.widest = max(x.shape[1] for x, _ in held)
-
-    def pad_across_processes(self, tensor, dim):
-        assert dim == 1 and tensor.dtype != torch.bool  # which it would not pad
-        return torch.nn.functional.pad(tensor, (0, self.widest - tensor.shape[1]))
-
-    def gather(self, tensor):
-        """Every rank's next tensor, padded; this rank's must be among them."""
-        parts = [self.pad_across_processes(pair.pop(0) * 1, dim=1) for pair in self.held]
-        assert torch.equal(parts[self.process_index], tensor)
-        return torch.cat(parts)
-
-
 @pytest.mark.parametrize("shift_mean", [True, False])
 def test_a_rank_whitens_by_the_moments_of_all_ranks(shift_mean):
     """G10: whatever the width of the longest response on either."""
@@ -43,8 +23,12 @@ def test_a_rank_whitens_by_the_moments_of_all_ranks(shift_mean):
     mask = torch.arange(5) < lengths
     whole = masked_whiten(values, mask, shift_mean=shift_mean)
     cut = [(values[:2], mask[:2]), (values[2:, :3], mask[2:, :3])]
-    for rank, (x, inside) in enumerate(cut):
-        part = experience.whiten_everywhere(OneOfTwo(rank, cut), x, inside, shift_mean=shift_mean)
+
+    def work(rank):
+        x, inside = cut[rank.process_index]
+        return experience.whiten_everywhere(rank, x, inside, shift_mean=shift_mean)
+
+    for rank, ((x, inside), part) in enumerate(zip(cut, on_ranks(work), strict=True)):
         assert part.shape == x.shape
         assert torch.equal(part[inside], whole[2 * rank : 2 * rank + 2, : x.shape[1]][inside])
     alone = SimpleNamespace(num_processes=1, process_index=0)  # has nobody to ask
@@ -65,7 +49,7 @@ def test_what_is_sampled_for_a_prompt_follows_from_its_number():
     assert whole.texts == [" ".join(w) for w in cut]
 
 
-def test_two_ranks_make_the_rollout_of_one_process():
+def test_ranks_make_the_rollout_of_one_process():
     """E11, G10: one mean and deviation of the scores, one whitening, whoever sampled what."""
     config, count = replace(SMALL, score_norm=True), SMALL.rollout_size
 

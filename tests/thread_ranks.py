@@ -39,7 +39,7 @@ class Rank:
         return torch.cat(self._exchange(x))
 
     def pad_across_processes(self, x, dim):
-        assert dim == 1
+        assert dim == 1 and x.dtype != torch.bool  # which Accelerate would not pad
         widest = max(part.shape[1] for part in self._exchange(x))
         return torch.nn.functional.pad(x, (0, widest - x.shape[1]))
 
