@@ -160,11 +160,13 @@ def test_a_row_of_ten_megabytes_is_a_row(tmp_path):
 
 
 def test_bad_rows_can_be_skipped_and_are_counted(tmp_path):
+    # the third is a good one, and the first again
     rows = lines(PAIR, PAIR | {"chosen": ""}, PAIR | {"label": 3}, PAIR | {"rejected": None})
     write(tmp_path, {"train.jsonl": rows, "valid.jsonl": lines(PAIR)})
     train, _, told = load_data(str(tmp_path), pairs=True, bad_rows="skip")
     assert len(train) == 2
-    assert "2 bad rows skipped, the first" in told and "train.jsonl:2:chosen: the response" in told
+    first = f"{tmp_path}/train.jsonl:2:chosen: the response is empty; give it some text"
+    assert f"train.jsonl (1 duplicate row; 2 bad rows skipped, the first {first}); held" in told
     write(tmp_path, {"train.jsonl": lines(PAIR | {"chosen": ""})})
     with pytest.raises(InputError, match="no usable row, the first says: .*train.jsonl:1:chosen"):
         load_data(str(tmp_path), pairs=True, bad_rows="skip")

@@ -119,7 +119,9 @@ def test_a_merge_across_the_boundary_goes_to_the_response():
     row = one(tokenizer, "The sea ", "shells", "is")
     assert row.prompt == alone[:-1] and text_of(tokenizer, alone[-1:]) == " "
     assert text_of(tokenizer, row.responses[0][:-1]) == " shells"
-    assert encode(tokenizer, Record("The sea ", "shells", None)).report.shifted == 1
+    report = encode(tokenizer, *[Record("The sea ", "shells", None)] * 3, PAIR).report
+    assert report.shifted == 3
+    assert report.line("x").endswith("; 3 split before the prompt's end (merged tokens)")
 
 
 def test_tokenisation_is_joint():
@@ -202,3 +204,33 @@ def test_characters_are_those_of_lm_evals_acc_norm():
 def test_margin_is_kept():
     assert encode(small.gpt2(), Record("a", "b", "c", 1.5)).rows[0].margin == 1.5
     assert encode(small.gpt2(), Record("a", "b", "c", None)).rows[0].margin == 0.0
+
+
+class Framing:
+    """The GPT-2 tokenizer, with something done to every text that special tokens are added to."""
+
+    def __init__(self, before, after):
+        self.before, self.after = before, after
+
+    def __getattr__(self, name):
+        return getattr(small.gpt2(), name)
+
+    def __call__(self, texts, add_special_tokens, **options):
+        if not add_special_tokens:
+            return small.gpt2()(texts, **options)
+        return small.gpt2()([self.before + t + self.after(t) for t in texts], **options)
+
+
+def test_a_tokenizer_that_changes_the_text_has_nothing_cut_off():
+    """A space put in front makes other tokens, so what stands behind cannot be told."""
+    tokenizer = Framing(" ", lambda text: "")
+    row = one(tokenizer, "The sea", " is", " was")
+    spaced = one(small.gpt2(), " The sea", " is", " was")
+    assert (row.prompt, row.responses) == (spaced.prompt, spaced.responses)
+
+
+def test_what_a_tokenizer_puts_behind_some_texts_only_is_cut_off_only_there():
+    tokenizer = Framing("", lambda text: "" if text.endswith(".") else "<|endoftext|>")
+    for chosen in (" is blue", " is blue."):
+        row, plain = (one(t, "The sea", chosen) for t in (tokenizer, small.gpt2()))
+        assert (row.prompt, row.responses) == (plain.prompt, plain.responses)

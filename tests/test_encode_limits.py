@@ -1,6 +1,7 @@
 """What does not fit is cut or dropped by the stated rule, and counted."""
 
 import copy
+import logging
 
 import pytest
 import small_tokenizers as small
@@ -26,7 +27,14 @@ def test_a_cut_response_keeps_its_start_and_loses_its_eos():
         assert row.prompt == whole.prompt and row.responses[0] == whole.responses[0]
         assert row.responses[1] == whole.responses[1][:-cut]
         assert row.ends == [True, False] and tokenizer.eos_token_id not in row.responses[1]
-    assert encode(tokenizer, PAIR, max_length=size).rows[0] == whole
+    for overlong in ("truncate", "drop"):  # what just fits is neither cut nor dropped
+        encoded = encode(tokenizer, PAIR, max_length=size, overlong=overlong)
+        assert encoded.rows[0] == whole and encoded.report.truncated == 0
+
+
+def test_max_length_is_1024_unless_given():
+    report = encode(small.gpt2(), Record("The sea", " is" * 2000, None)).report
+    assert (report.longest, report.truncated) == (1024, 1)
 
 
 def test_a_long_row_leaves_the_short_ones_alone():
@@ -87,6 +95,10 @@ def test_the_report_is_one_line():
 def test_nothing_left_is_an_error():
     with pytest.raises(InputError, match=r"none of 2 .* left \(2 no room .*max_length above 4"):
         encode(small.gpt2(), *[Record("The sea " * 20, " is", " was")] * 2, max_length=4)
+    records = [Record("a", "", " b"), Record("a", " b", " b")]
+    reasons = rf"\(1 {NO_TOKENS}, 1 {SAME}\); give other data"
+    with pytest.raises(InputError, match=rf"^none of 2 rows is left {reasons}"):
+        encode(small.gpt2(), *records)
     with pytest.raises(InputError, match="none of 0 rows is left"):
         encode(small.gpt2())
     with pytest.raises(InputError, match="max_length 1 leaves no room") as e:
@@ -101,9 +113,16 @@ def test_a_tokenizer_without_eos_is_refused():
         encode(tokenizer, PAIR)
 
 
-def test_a_tokenizer_that_pads_or_cuts_by_itself_is_not_obeyed():
+def test_a_tokenizer_that_pads_or_cuts_by_itself_is_not_obeyed(caplog):
+    """Nor does it warn of texts that are longer than it says its model can take."""
     tokenizer = copy.deepcopy(small.gpt2())
     tokenizer.backend_tokenizer.enable_truncation(3)
     tokenizer.backend_tokenizer.enable_padding(length=64)
     tokenizer.model_max_length, tokenizer.padding_side = 4, "left"
-    assert encode(tokenizer, PAIR).rows == encode(small.gpt2(), PAIR).rows
+    logger = logging.getLogger("transformers")
+    logger.addHandler(caplog.handler)
+    try:
+        assert encode(tokenizer, PAIR).rows == encode(small.gpt2(), PAIR).rows
+    finally:
+        logger.removeHandler(caplog.handler)
+    assert not caplog.records

@@ -173,3 +173,10 @@ SYSTEM = {"role": "system", "content": "be"}
 ])  # fmt: skip
 def test_messages_in_every_form_become_prompt_and_one_answer(tmp_path, row, prompt):
     assert bare(read(tmp_path, lines(row))[0]) == (prompt, [GOOD], [BAD])
+
+
+@pytest.mark.parametrize("prompt", ["hi", [USER]])
+@pytest.mark.parametrize("completion", [[GOOD], [USER, GOOD]])
+def test_a_completion_of_messages_may_bring_the_prompt_again(tmp_path, prompt, completion):
+    row = {"prompt": prompt, "completion": completion}
+    assert bare(read(tmp_path, lines(row), pairs=False)[0]) == ([USER], [GOOD], None)
