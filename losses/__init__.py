@@ -1,4 +1,4 @@
-"""Five alignment losses, written by hand: pure functions of log-probabilities, scores and values.
+"""Alignment losses, written by hand: pure functions of log-probabilities, scores and values.
 
 The functions take tensors, return one un-reduced value a pair `(B,)` or a token `(B, T)`, and work
 in any float dtype. `LOSSES` is what the command line and the loop know: a name and a file each.

@@ -39,7 +39,7 @@ def failures(results):
 
 
 def test_there_are_enough():
-    assert len(SHORT) >= 150 and len(LONG) == 8 and len(families()) == 15
+    assert len(SHORT) >= 150 and len(LONG) == 8
     assert set(families()) == {path.stem for path in VECTORS.glob("*.json")}
     ids = Counter(case["id"] for file in FILES.values() for case in file["cases"])
     assert max(ids.values()) == 1 and ids.keys() - {case.id for case in SHORT} == LONG

@@ -41,7 +41,8 @@ def test_results_are_of_the_pinned_version_and_of_these_vectors(peer):
     source = (ROOT / "implementations" / f"{peer}.py").read_text("utf-8")
     (package, version) = re.search(r'versions\(\s*"(\w+)==([\d.]+)"', source).groups()
     assert report["versions"][package] == version
-    assert report["vectors"]["sha256"] == load.fingerprint(), "run peers.sh again"
+    asked = {row["family"] for row in report["families"]}
+    assert report["vectors"]["sha256"] == load.fingerprint(asked), "run peers.sh again"
     cases = {case.id: case for case in load.load()}
     for row in report["families"]:
         assert row["passed"] + row["failed"] + row["skipped"] == row["cases"]

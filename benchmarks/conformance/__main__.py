@@ -17,10 +17,6 @@ from pathlib import Path
 from typing import Any
 
 IMPLEMENTATIONS = Path(__file__).parent / "implementations"
-FUNCTIONS = (
-    *("token_logprobs", "sft_loss", "reward_loss", "dpo_loss", "orpo_loss", "kl_estimate"),
-    *("gae", "masked_whiten", "ppo_policy_loss", "ppo_value_loss", "reduce"),
-)
 MODULE = "__implementation__"  # the name of a file's module, which no package has
 
 
@@ -90,8 +86,9 @@ def main(arguments: list[str] | None = None) -> int:
             known = ", ".join(load.families())
             raise NothingToRunError(f"no family {', '.join(sorted(unknown))}; take some of {known}")
         name, module = implementation(options.implementation)
-        if not any(hasattr(module, function) for function in FUNCTIONS):
-            raise NothingToRunError(f"{name} has none of {', '.join(FUNCTIONS)}")
+        functions = load.functions()
+        if not any(hasattr(module, function) for function in functions):
+            raise NothingToRunError(f"{name} has none of {', '.join(functions)}")
         try:
             results = runner.run(module, load.load(options.family), options.dtype)
         except ValueError as error:

@@ -54,13 +54,23 @@ def families() -> list[str]:
     return [name for name in ORDER if (VECTORS / f"{name}.json").exists()]
 
 
+def functions() -> list[str]:
+    """The functions that the families ask for, each once."""
+    return list(dict.fromkeys(file["function"] for file in _files()))
+
+
 def load(only: Collection[str] = (), long: bool = True) -> list[Case]:
     """The cases of all families, or of those named; `long` rows can be left out."""
-    wanted = [name for name in families() if name in only or not only]
-    files = [json.loads((VECTORS / f"{name}.json").read_text("utf-8")) for name in wanted]
+    files = _files(only)
     for file in files:
         file["cases"] = [case for case in file["cases"] if long or not is_long(case)]
     return [case for file in files for case in cases_of(file)]
+
+
+def _files(only: Collection[str] = ()) -> list[dict[str, Any]]:
+    """The vectors of all families, or of those named, as they stand in their files."""
+    wanted = [name for name in families() if name in only or not only]
+    return [json.loads((VECTORS / f"{name}.json").read_text("utf-8")) for name in wanted]
 
 
 def is_long(case: dict[str, Any]) -> bool:
@@ -89,11 +99,15 @@ def cases_of(file: dict[str, Any]) -> Iterator[Case]:
         )
 
 
-def fingerprint() -> str:
-    """sha256 over all vectors: says which ones a result is about."""
+def fingerprint(of: Collection[str]) -> str:
+    """sha256 over the vectors of some families: says which ones a result is about.
+
+    Of its own families alone, so that a new family leaves what is known of the others as it is.
+    """
     digest = hashlib.sha256()
     for name in families():
-        digest.update((VECTORS / f"{name}.json").read_bytes())
+        if name in of:
+            digest.update((VECTORS / f"{name}.json").read_bytes())
     return digest.hexdigest()
 
 

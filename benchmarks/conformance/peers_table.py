@@ -7,6 +7,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from .load import families
+
 RESULTS = Path(__file__).parents[1] / "results"
 
 
@@ -25,7 +27,8 @@ def by_family(of: list[dict[str, Any]], dtype: str = "float32") -> Iterator[str]
     """Cases passed of those judged, a row for each family and a column for each peer."""
     yield "| " + " | ".join(["", *map(title, of)]) + " |"
     yield "|---" * (len(of) + 1) + "|"
-    for family in dict.fromkeys(row["family"] for row in of[0]["families"]):
+    asked = {row["family"] for report in of for row in report["families"]}
+    for family in filter(asked.__contains__, families()):
         cells = []
         for report in of:
             rows = [r for r in report["families"] if (r["family"], r["dtype"]) == (family, dtype)]

@@ -1,4 +1,4 @@
-"""Batches from rows of a data set: what sft, reward, dpo and orpo train on."""
+"""Batches from rows of a data set: what every loss without rollouts trains on."""
 
 from __future__ import annotations
 
