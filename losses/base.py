@@ -60,7 +60,7 @@ class Loss:
     packing: Callable[[Any], dict[str, bool]] = field(default=lambda config: {})
     # Quantities over the whole optimizer step, known before its first backward: called with the
     # policy, a micro-batch and the flags, without gradients. The mean of each over micro-batches
-    # and ranks becomes a column of that name, the same number for every sequence.
+    # and ranks becomes a float64 column of that name, the same number for every sequence.
     before_step: Callable[[Any, TreeBatch, Any], dict[str, Metric]] | None = None
     # What held-out metrics must be before the first update, when the policy is its own reference.
     expected_initial_metrics: Callable[[Any], dict[str, float]] = field(default=lambda config: {})

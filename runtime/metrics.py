@@ -68,6 +68,7 @@ def step_means(
 
 
 def with_means(batch: TreeBatch, means: Mapping[str, float]) -> TreeBatch:
-    """The batch with each mean as a column, the same number for every sequence."""
+    """The batch with each mean as a column, the same number for every sequence, in float64."""
     shape, device = (batch.num_sequences,), batch.mask.device
-    return batch.with_columns({k: torch.full(shape, x, device=device) for k, x in means.items()})
+    options: dict[str, Any] = {"dtype": accumulation_dtype(device), "device": device}
+    return batch.with_columns({k: torch.full(shape, x, **options) for k, x in means.items()})

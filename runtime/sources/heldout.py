@@ -42,6 +42,8 @@ def evaluate_rows(
     rank, ranks = accelerator.process_index, accelerator.num_processes
     mine = inference_batches(data.lengths, ranks, max_tokens)[rank]
     batches = (data.batch(members, device) for members in mine)
+    if loss.responses_per_row == 1:
+        batches = (batch.chosen() for batch in batches)
     means = step_means(accelerator, policy, loss, config, batches)
 
     totals = Totals()
