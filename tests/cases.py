@@ -59,6 +59,8 @@ CASES = [
     dpo(variant="ipo"),
     dpo(variant="hinge"),
     pair("orpo_loss", "chosen_mean_logps", "rejected_mean_logps"),
+    pair("simpo_loss", "chosen_mean_logps", "rejected_mean_logps"),
+    pair("simpo_loss", "chosen_mean_logps", "rejected_mean_logps", beta=2.5, gamma=0.25),
     *(case("kl_estimate", "logps", "ref_logps", kind=kind) for kind in ("k1", "k2", "k3")),
     gae(gamma=0.9),
     gae(extra={"last_values": random(B, seed=7)}, lam=0.8),

@@ -144,6 +144,11 @@ def orpo(chosen_mean_logps, rejected_mean_logps, lam=0.1):
     return -chosen_mean_logps - lam * logsigmoid(odds_ratio)
 
 
+def simpo(chosen_mean_logps, rejected_mean_logps, beta=2, gamma=1):
+    # Meng et al. 2024, eq. 6
+    return -logsigmoid(beta * chosen_mean_logps - beta * rejected_mean_logps - gamma)
+
+
 def kl(logps, ref_logps, kind="k1"):
     d = logps - ref_logps
     return {"k1": d, "k2": d * d / 2, "k3": exp(-d) - 1 + d}[kind]

@@ -69,6 +69,8 @@ def by_hand(name, model, members, **options):
         sums = [torch.stack([x.sum() for x in side]) for side in (chosen, rejected)]
         return -logsigmoid(0.1 * (sums[0] - sums[1] - ref[:, 0] + ref[:, 1])).mean()
     a, b = (torch.stack([x.mean() for x in side]) for side in (chosen, rejected))
+    if name == "simpo":
+        return -logsigmoid(2 * a - 2 * b - 1).mean()
     odds = (a - torch.log1p(-a.exp())) - (b - torch.log1p(-b.exp()))
     nll = -torch.cat(chosen).mean() if options else -a.mean()
     return nll - 0.1 * logsigmoid(odds).mean()
@@ -92,6 +94,7 @@ STEPS = {  # sizes of the micro-batches
     "dpo-1+1+1+1": ("dpo", {}, [[0], [1], [2], [3]]),
     "dpo-3+2": ("dpo", {}, [[0, 1, 2], [3, 4]]),
     "orpo-1+1+1+1": ("orpo", {}, [[0], [1], [2], [3]]),
+    "simpo-3+2": ("simpo", {}, [[0, 1, 2], [3, 4]]),
     "orpo_by_token-4+1": ("orpo", {"nll_reduction": "token"}, [[0, 1, 2, 3], [4]]),
 }
 

@@ -258,7 +258,7 @@ def test_values_out_of_range_are_refused_by_name(flag, values):
 
 @pytest.mark.parametrize("text, message", [
     ("loss: dpo\nbta: 0.3", "unknown key bta: did you mean --beta?"),
-    ("loss: sft\nbeta: 0.3", "unknown key beta: it belongs to --loss dpo, not to --loss sft"),
+    ("loss: sft\nvariant: ipo", "unknown key variant: it belongs to --loss dpo, not to --loss sft"),
     ("loss: dpo\nbeta: x", "--beta: 'x' is not a number"),
     ("loss: 3", "--loss 3: choose from dpo"),
     ("loss: dpo\nmax_steps: 0", "--max_steps 0 must be above 0"),

@@ -172,6 +172,7 @@ SIGNATURES = {
     "dpo_loss": "policy_chosen_logps, policy_rejected_logps, ref_chosen_logps, "
     "ref_rejected_logps, *, beta=0.1, label_smoothing=0.0, variant='sigmoid'",
     "orpo_loss": "chosen_mean_logps, rejected_mean_logps, *, lam=0.1",
+    "simpo_loss": "chosen_mean_logps, rejected_mean_logps, *, beta=2.0, gamma=1.0",
     "kl_estimate": "logps, ref_logps, *, kind='k1'",
     "gae": "rewards, values, mask, *, gamma=1.0, lam=0.95, last_values=None",
     "masked_whiten": "x, mask, *, shift_mean=True",
@@ -223,6 +224,23 @@ def test_dpo_is_a_reward_model():
     pc, pr, rc, rr = (random(6, low=-30, high=0, seed=s) for s in range(4))
     reward = losses.reward_loss(0.1 * (pc - rc), 0.1 * (pr - rr))
     assert_close(losses.dpo_loss(pc, pr, rc, rr, beta=0.1), reward)
+
+
+def test_simpo_is_a_reward_model_with_a_margin():
+    """SimPO eq. 6 is Bradley-Terry on beta times the means, with gamma as Llama 2's margin."""
+    chosen, rejected = random(6, low=-3, high=0), random(6, low=-3, high=0, seed=1)
+    margin = torch.full((6,), 0.75, dtype=torch.float64)
+    reward = losses.reward_loss(2.5 * chosen, 2.5 * rejected, margin=margin)
+    assert_close(losses.simpo_loss(chosen, rejected, beta=2.5, gamma=0.75), reward)
+    plain = losses.simpo_loss(chosen, rejected, beta=1.0, gamma=0.0)
+    assert_same(plain, losses.reward_loss(chosen, rejected))
+
+
+def test_simpo_without_a_margin_is_dpo_on_means_without_a_reference():
+    chosen, rejected = random(6, low=-3, high=0), random(6, low=-3, high=0, seed=1)
+    zero = torch.zeros_like(chosen)
+    dpo = losses.dpo_loss(chosen, rejected, zero, zero, beta=2.5)
+    assert_same(losses.simpo_loss(chosen, rejected, beta=2.5, gamma=0.0), dpo)
 
 
 def test_orpo_without_odds_is_sft():

@@ -14,6 +14,7 @@ POINTS = {
     ),
     "reward": (lambda *x: ref.reward(*x, center_coef=mpf("0.01")), (1, "0.2", "0.5")),
     "orpo": (ref.orpo, ("-0.5", "-1.5")),
+    "simpo": (ref.simpo, ("-0.5", "-1.5")),
     "k3": (lambda *x: ref.kl(*x, kind="k3"), (-2, "-2.3")),
     "policy": (lambda *x: ref.ppo_policy(*x, mask=True), ("-1.1", -1, "0.7")),
     "value": (lambda *x: ref.ppo_value(*x, mask=True), (1, 0, "0.5")),
@@ -52,6 +53,7 @@ ANCHORS = {  # computed elsewhere, from the papers, with nothing but the math mo
     "dpo_ipo": 12.25,
     "dpo_robust": 0.602207047789532,
     "orpo": 0.5170859217146478,
+    "simpo": 0.31326168751822286,
     "value": 0.125,
 }
 

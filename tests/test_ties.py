@@ -68,7 +68,7 @@ def share(right):
     return pytest.approx(sum(right) / len(right))
 
 
-@pytest.mark.parametrize("name", ["sft", "dpo", "orpo"])
+@pytest.mark.parametrize("name", ["sft", "dpo", "orpo", "simpo"])
 def test_held_out_accuracy_counts_no_tie(name):
     reference = torch.zeros(len(PAIRS), 2) if name == "dpo" else None
     found = evaluated(name, SameLogprob(), reference)
@@ -93,9 +93,10 @@ def test_dpos_rewards_that_are_alike_are_not_accurate(variant, reduction):
     assert found["rewards/accuracies"] == share([0, 1, 0, 0, 0, 0, 0])
 
 
-def test_orpos_rewards_that_are_alike_are_not_accurate():
+@pytest.mark.parametrize("name", ["orpo", "simpo"])
+def test_rewards_that_are_alike_are_not_accurate(name):
     """Means over the response, which are -1 for all."""
-    assert evaluated("orpo", SameLogprob())["rewards/accuracies"] == 0
+    assert evaluated(name, SameLogprob())["rewards/accuracies"] == 0
 
 
 def test_the_studys_accuracy_counts_no_tie():

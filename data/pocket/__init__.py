@@ -32,5 +32,7 @@ DEFAULTS: dict[str, dict[str, int | float]] = {
     # at beta 0.1 it ranks pairs nearly as well, but what it then samples is broken text
     "dpo": {"max_steps": 100, "batch_size": 32, "learning_rate": 5e-4, "beta": 0.5},
     "orpo": {"max_steps": 100, "batch_size": 32, "learning_rate": 1e-3},
+    # at beta 2, the authors', as broken as dpo's at 0.1
+    "simpo": {"max_steps": 100, "batch_size": 32, "learning_rate": 5e-4, "beta": 10, "gamma": 3},
     "ppo": {"max_steps": 100, "batch_size": 64, "learning_rate": 5e-4},
 }
