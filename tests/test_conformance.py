@@ -168,6 +168,7 @@ def scalar(f, *xs):
         (units.reward, (0.7, -0.3, 0.25)),
         (units.dpo, (-3.0, -4.5, -3.5, -4.0)),
         (units.orpo, (-0.125, -1.5)),
+        (units.simpo, (-0.125, -1.5)),
         (lambda a, b: units.kl(a, b, kind="k3"), (-1.0, -1.75)),
         (units.policy, (-1.0, -1.125, 0.5)),
         (units.value, (0.75, 0.125, -1.5)),

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 VECTORS = Path(__file__).parent / "vectors"
 ORDER = (
-    *("sft", "reward", "dpo", "cdpo", "robust", "ipo", "hinge", "orpo"),
+    *("sft", "reward", "dpo", "cdpo", "robust", "ipo", "hinge", "orpo", "simpo"),
     *("kl", "gae", "whiten", "policy", "value", "logprobs", "reduce"),
 )
 Array = NDArray[Any]

@@ -1,4 +1,4 @@
-"""Pairs: the reward model, DPO's variants, ORPO."""
+"""Pairs: the reward model, DPO's variants, ORPO, SimPO."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ DPO_INPUTS = (
     *("policy_chosen_logps", "policy_rejected_logps"),
     *("ref_chosen_logps", "ref_rejected_logps"),
 )
-ORPO_INPUTS = ("chosen_mean_logps", "rejected_mean_logps")
+MEAN_INPUTS = ("chosen_mean_logps", "rejected_mean_logps")
 
 
 def cases(draw: Draw) -> Iterator[Case]:
@@ -19,6 +19,7 @@ def cases(draw: Draw) -> Iterator[Case]:
     for family in ("dpo", "cdpo", "robust", "ipo", "hinge"):
         yield from dpo(draw, family)
     yield from orpo(draw)
+    yield from simpo(draw)
 
 
 def reward(draw: Draw) -> Iterator[Case]:
@@ -165,7 +166,7 @@ def orpo(draw: Draw) -> Iterator[Case]:
         values_only: bool = False,
         **options: float,
     ) -> Case:
-        inputs = dict(zip(ORPO_INPUTS, (chosen, rejected), strict=True))
+        inputs = dict(zip(MEAN_INPUTS, (chosen, rejected), strict=True))
         return Case(
             "orpo", name, story, inputs, {"lam": 0.1} | options, cites, values_only=values_only
         )
@@ -218,3 +219,65 @@ def orpo(draw: Draw) -> Iterator[Case]:
     )
     for i in range(3):
         yield case(f"random-{i}", "random", draw.row(6, -4, 0), draw.row(6, -4, 0))
+
+
+def simpo(draw: Draw) -> Iterator[Case]:
+    def case(
+        name: str,
+        story: str,
+        chosen: list[float],
+        rejected: list[float],
+        **options: float,
+    ) -> Case:
+        inputs = dict(zip(MEAN_INPUTS, (chosen, rejected), strict=True))
+        return Case("simpo", name, story, inputs, {"beta": 2.0, "gamma": 1.0} | options)
+
+    def means(n: int) -> list[float]:
+        return draw.row(n, -4, 0)
+
+    yield case("ordinary", "the anchor: mean log-probs -0.5 and -1.5", [-0.5], [-1.5])
+    yield case("swapped", "the rejected response likelier", [-1.5, -3.0], [-0.5, -0.25])
+    yield case(
+        "at-the-target",
+        "rewards that are the margin apart: ln 2, and gradients of -1 and 1",
+        [-0.25, -2.0],
+        [-0.75, -2.5],
+    )
+    yield case("no-margin", "a margin of 0 is none", means(4), means(4), gamma=0.0)
+    yield case("gamma", "the margin is not multiplied by beta", means(4), means(4), gamma=1.6)
+    yield case("beta", "another beta: once, and inside", means(4), means(4), beta=10.0, gamma=3.0)
+    yield case(
+        "small-beta",
+        "beta below the margin: gamma / beta is large, and gamma is not",
+        means(4),
+        means(4),
+        beta=0.1,
+        gamma=0.5,
+    )
+    yield case(
+        "shifted",
+        "only the difference counts, not how likely both are",
+        [-0.5, -16.5, -96.5],
+        [-1.5, -17.5, -97.5],
+    )
+    yield case(
+        "wrong",
+        "161 short of the target: σ underflows in float32, and its logarithm does not",
+        [-80.0, -96.0],
+        [0.0, -16.0],
+    )
+    yield case(
+        "certain",
+        "79 and 15 beyond the target: what is left of the loss is exponentially small",
+        [-8.0, -0.5],
+        [-48.0, -8.5],
+    )
+    yield case(
+        "hopeless",
+        "mean log-probs 9983 apart, both ways: finite value and gradient",
+        [-9984.0, -1.0],
+        [-1.0, -9984.0],
+    )
+    yield case("sure", "log p = 0 on either side is a log-prob", [0.0, -1.0], [-1.0, 0.0])
+    for i in range(3):
+        yield case(f"random-{i}", "random", means(6), means(6))

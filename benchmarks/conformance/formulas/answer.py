@@ -56,6 +56,14 @@ FAMILIES = {
         "arXiv 2403.07691 eq. 6 and 7",
         units.orpo,
     ),
+    "simpo": Family(
+        "simpo_loss",
+        ("loss",),
+        ("chosen_mean_logps", "rejected_mean_logps"),
+        (),
+        "arXiv 2405.14734 eq. 6",
+        units.simpo,
+    ),
     "kl": Family(
         "kl_estimate",
         ("kl",),

@@ -79,6 +79,14 @@ def orpo(chosen_mean_logps: Dual, rejected_mean_logps: Dual, *, lam: float = 0.1
     return -chosen_mean_logps - given(lam) * logsigmoid(ratio)
 
 
+def simpo(
+    chosen_mean_logps: Dual, rejected_mean_logps: Dual, *, beta: float = 2.0, gamma: float = 1.0
+) -> Dual:
+    """2405.14734 eq. 6."""
+    b = given(beta)
+    return -logsigmoid(plus(b * chosen_mean_logps, -(b * rejected_mean_logps), -given(gamma)))
+
+
 def kl(logps: Dual, ref_logps: Dual, *, kind: str = "k1") -> Dual:
     """Schulman 2020, "Approximating KL Divergence", with the samples from π."""
     d = logps - ref_logps
