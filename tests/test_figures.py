@@ -105,6 +105,16 @@ def test_orpo():
             assert_close(push, expected, scale=100 * expected)
 
 
+def test_simpo():
+    for panel in (0, 1):
+        for label, (d, y) in lines("simpo", panel).items():
+            beta, gamma = (float(part.split()[-1]) for part in label.split(","))
+            missing = gamma - beta * d
+            loss, weight = torch.log1p(torch.exp(missing)), beta / (1 + torch.exp(-missing))
+            expected = (loss, weight)[panel]
+            assert_close(y, expected, scale=1 + expected.abs())
+
+
 @pytest.mark.parametrize("panel, advantage", [(0, 1.0), (2, -1.0)])
 def test_ppo(panel, advantage):
     """A > 0 gains up to 1.2 and not beyond, A < 0 down to 0.8; the other side is not clipped."""

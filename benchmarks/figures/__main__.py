@@ -24,6 +24,7 @@ FIGURES: dict[str, Callable[[], Figure]] = {
     "dpo-beta": pairs.dpo_beta,
     "dpo-variants": pairs.dpo_variants,
     "orpo": pairs.orpo,
+    "simpo": pairs.simpo,
     "ppo": policy.ppo,
     "ppo-value": policy.ppo_value,
     "gae": policy.gae_weights,

@@ -80,6 +80,28 @@ PANELS: dict[str, list[Panel]] = {
             {"eval/mean_logps/chosen": "chosen", "eval/mean_logps/rejected": "rejected"},
         ),
     ],
+    "simpo": [
+        LOSS,
+        (
+            "rewards/accuracies, eval/accuracy",
+            "share of pairs",
+            {
+                "rewards/accuracies": "d > 0, training",
+                "eval/rewards/accuracies": "d > 0, held-out",
+                "eval/accuracy": "likelier, held-out: eval/accuracy",
+            },
+        ),
+        (
+            "rewards/margins",
+            "β times d",
+            {"rewards/margins": "training", "eval/rewards/margins": "held-out"},
+        ),
+        (
+            "eval/mean_logps",
+            "nats per token",
+            {"eval/mean_logps/chosen": "chosen", "eval/mean_logps/rejected": "rejected"},
+        ),
+    ],
     "ppo": [
         (
             "objective/scores",

@@ -1,4 +1,4 @@
-"""Pictures of the losses on given text: sft, reward, dpo, orpo."""
+"""Pictures of the losses on given text: sft, reward, dpo, orpo, simpo."""
 
 from __future__ import annotations
 
@@ -11,7 +11,15 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from benchmarks.figures.style import grid, line, panels, with_gradient, words
-from losses import dpo_loss, log_odds, orpo_loss, reward_loss, sft_loss, token_logprobs
+from losses import (
+    dpo_loss,
+    log_odds,
+    orpo_loss,
+    reward_loss,
+    sft_loss,
+    simpo_loss,
+    token_logprobs,
+)
 from losses.orpo import odds_ratio_loss
 
 
@@ -147,4 +155,23 @@ def orpo() -> Figure:
         r"rejected $p_l$, per token",
         r"dL / d log $p_l$",
     )
+    return figure
+
+
+def simpo() -> Figure:
+    """Loss and gradient weight against the difference of mean log-probs, for β and γ."""
+    figure, (value, weight) = panels()
+    d = grid((-1.0, 2.0))
+    for number, (beta, gamma) in enumerate(((2.0, 0.0), (2.0, 1.0), (10.0, 0.0), (10.0, 5.0))):
+        rejected = torch.zeros_like(d)
+        loss = partial(simpo_loss, rejected_mean_logps=rejected, beta=beta, gamma=gamma)
+        losses, slopes = with_gradient(loss, d)
+        line(value, d, losses, f"β = {beta:g}, γ = {gamma:g}", number)
+        line(weight, d, -slopes, f"β = {beta:g}, γ = {gamma:g}", number)
+    value.set_ylim(-0.15, 5)
+    value.axhline(math.log(2), color="grey", linewidth=0.8)
+    value.annotate("ln 2, at d = γ/β", (1.1, math.log(2)), (1.1, math.log(2) + 0.1), color="grey")
+    gap = "d: mean log-probs, chosen − rejected (nats)"
+    words(value, "SimPO loss of one pair", gap, "loss (nats)")
+    words(weight, "Its gradient weight, β σ(γ − βd)", gap, "weight −dL/dd", None)
     return figure
