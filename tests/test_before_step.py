@@ -98,17 +98,17 @@ def test_micro_batches_do_not_change_the_gradient_or_the_metrics(name, split, dt
     assert metrics == pytest.approx(whole_metrics, rel=LOOSE * tolerance, abs=tolerance)
 
 
-def test_no_gradient_goes_through_before_step():
+def test_before_step_is_given_the_flags_and_has_no_gradient():
     """Nor is any graph kept: it runs under no_grad."""
-    kept = []
+    seen = []
 
     def watched(policy, batch, config):
         found = LOSS.before_step(policy, batch, config)
-        kept.append((torch.is_grad_enabled(), found["z0"][0].requires_grad))
+        seen.append((config, torch.is_grad_enabled(), found["z0"][0].requires_grad))
         return found
 
     one_step("z0 above 0", SPLITS["5 + 3"], replace(LOSS, before_step=watched))
-    assert kept == [(False, False)] * 2
+    assert seen == [(CONFIG, False, False)] * 2
 
 
 # --- held-out rows -------------------------------------------------------------------------------
