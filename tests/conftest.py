@@ -1,8 +1,20 @@
 """Makes the helpers of this folder (reference, tolerances, ...) importable by name."""
 
+import locale
 import os
 import sys
+
+import pytest
 
 # Tiny models: threads would cost more than they bring, and other tests run beside.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 sys.path.insert(0, os.path.dirname(__file__))
+
+
+@pytest.fixture
+def ascii_locale():
+    """A machine whose own encoding is not UTF-8: who leaves it open how to read a file fails."""
+    before = locale.setlocale(locale.LC_CTYPE)
+    locale.setlocale(locale.LC_CTYPE, "C")
+    yield
+    locale.setlocale(locale.LC_CTYPE, before)
