@@ -16,13 +16,13 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from data.errors import InputError
 from data.readers import short
 
-Messages = list[dict[str, str]]
+Messages = list[dict[str, Any]]
 Text = str | Messages  # a string, or chat messages {"role", "content"}
 
 ROLES = ("system", "developer", "user", "assistant", "tool")
@@ -43,6 +43,9 @@ class Record:
     margin: float | None = None  # by how much chosen should win (reward model)
     where: str = ""  # "train.jsonl:17", for messages
     label: int | None = None  # PIQA's: 0 if the chosen one is sol1, 1 if it is sol2
+    tools: list[Any] | None = None  # for the chat template
+    template_kwargs: Mapping[str, Any] = field(default_factory=dict)  # and more variables for it
+    columns: Mapping[str, object] = field(default_factory=dict)  # the row's others, for a reward
 
 
 def row_format_of(

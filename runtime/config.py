@@ -21,11 +21,23 @@ class TrainConfig:
     model: str = "pocket"
     """Model to start from: a directory, a hub id, or pocket, the built-in few-second model."""
     data: str = "pocket"
-    """Training data: pocket, piqa, a hub id, directory, .jsonl, .json, .csv or .parquet file."""
+    """Training data: pocket, piqa, a hub id, file, directory or glob; several: a,b or a=2,b=0.5."""
     eval_data: str | None = None
     """Held-out data (default: the validation split beside the training data, or a tenth)."""
+    split: str | None = None
+    """Which split to train on, or TRAIN,HELDOUT (default: the train split that fits the loss)."""
     columns: str | None = None
-    """Other column names, ours=theirs: chosen=preferred,rejected=other."""
+    """Which of their columns is ours: prompt=instruction+input,chosen=best,system=system."""
+    ignore: str | None = None
+    """Columns and message keys to leave unread on purpose, comma-separated."""
+    bad_rows: Literal["stop", "skip"] = "stop"
+    """The first bad row ends the run, or bad rows are left out and counted (at most a tenth)."""
+    chat: bool = False
+    """Make chat messages of rows that are strings, for the model's chat template."""
+    chat_template: str | None = None
+    """A file with the chat template to use in place of the tokenizer's own; saved with final/."""
+    train_on: Literal["all", "last"] = "all"
+    """Of a conversation train every turn of the assistant, or the last."""
     output_dir: str | None = None
     """The run directory (default: runs/LOSS)."""
     overwrite: bool = False
@@ -67,6 +79,8 @@ class TrainConfig:
     """Precision of the weights themselves, the optimizer's included."""
     gradient_checkpointing: bool = False
     """Recompute activations in backward: about a third slower, far less memory."""
+    save_dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    """Precision of the weights in final/ (auto: that of --model's files)."""
     layout: Literal["auto", "tree", "rectangle"] = "auto"
     """Token trees where the model takes their mask (auto), or the padded rectangle."""
     report_to: str | None = None
