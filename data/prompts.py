@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from data.encode import encode_records
 from data.errors import InputError
+from data.formats import COMPLETION, mapped
+from data.options import ReadOptions
 from data.records import hold_out
-from data.rows import COMPLETION, Record, make_record
+from data.rows import Record, make_record
 from data.sources import Part, open_source
 
 if TYPE_CHECKING:
@@ -23,7 +25,7 @@ def load_prompts(
     seed: int,
     *,
     eval_data: str | None = None,
-    columns: Mapping[str, str] | None = None,
+    options: ReadOptions = ReadOptions(),  # noqa: B008  (frozen)
 ) -> tuple[list[Record], list[Record], str]:
     """(prompts to sample for, held-out prompts, one line on where they are from).
 
@@ -33,9 +35,9 @@ def load_prompts(
     Raises:
         InputError: a row with neither a prompt nor a goal, naming it.
     """
-    parts = _parts(source, columns or {})
+    parts = _parts(source, options)
     if eval_data is not None:
-        parts[1:] = _parts(eval_data, columns or {})[-1:]
+        parts[1:] = _parts(eval_data, options)[-1:]
     train, heldout = parts if len(parts) > 1 else hold_out(parts[0], MOST_HELD_OUT, seed)
     description = f"{len(train):,} prompts of {source}; {len(heldout):,} held out"
     seen = {repr(record.prompt) for record in train}
@@ -47,7 +49,7 @@ def load_prompts(
     )
 
 
-def _parts(source: str, columns: Mapping[str, str]) -> list[list[Record]]:
+def _parts(source: str, options: ReadOptions) -> list[list[Record]]:
     """Training and held-out prompts; one part where the source does not tell them apart."""
     if source == "pocket":
         from data import pocket
@@ -55,20 +57,20 @@ def _parts(source: str, columns: Mapping[str, str]) -> list[list[Record]]:
         asked = pocket.train_prompts(), pocket.heldout_prompts()
         return [[Record(prompt, STAND_IN, None) for prompt in part] for part in asked]
     found = open_source(source)
-    return [_read(part, columns) for part in (found.train, found.heldout) if part is not None]
+    return [_read(part, options) for part in (found.train, found.heldout) if part is not None]
 
 
-def _read(part: Part, columns: Mapping[str, str]) -> list[Record]:
+def _read(part: Part, options: ReadOptions) -> list[Record]:
     """One record a distinct prompt."""
     records: dict[str, Record] = {}
     for where, found in part.rows:
-        row = found | {ours: found[theirs] for ours, theirs in columns.items() if theirs in found}
+        row = mapped(found, options, where)
         prompt, goal = row.get("prompt"), row.get("goal")
         if prompt is None and isinstance(goal, str) and goal.strip():
             prompt = f"Question: {goal}\nAnswer:"  # PIQA, as lm-eval words it
         if prompt in (None, "", []):
             raise InputError(f"{where}:prompt: missing; give `prompt`, or PIQA's `goal`")
-        record = make_record({"prompt": prompt, "completion": STAND_IN}, where, COMPLETION)
+        record = make_record({"prompt": prompt, "completion": STAND_IN}, where, COMPLETION, options)
         records.setdefault(repr(record.prompt), record)
     return list(records.values())
 

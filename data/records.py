@@ -1,20 +1,23 @@
 """Read preference and prompt/completion data: training and held-out records, and a line on both.
 
-`data/sources.py` finds the rows, `data/readers.py` reads them, `data/rows.py` says what they mean.
+`data/sources.py` finds the rows, `data/readers.py` reads them, `data/rows.py` says what they mean,
+and `data/unread.py` what of them nothing reads.
 """
 
 from __future__ import annotations
 
 import random
-from collections.abc import Mapping, Sequence
-from typing import Literal
+from collections.abc import Sequence
 
 from data.errors import USAGE, InputError
+from data.formats import mapped, row_format_of
+from data.options import ReadOptions
 from data.readers import CsvRow
-from data.rows import COLUMNS, Record, Text, make_record, row_format_of
-from data.sources import Part, open_source
+from data.rows import Record, make_record
+from data.sources import Part, open_source, open_sources
+from data.unread import Unread
 
-__all__ = ["Record", "Text", "hold_out", "load_data", "load_heldout"]
+MOST_SKIPPED = 0.2  # of a part's rows, by --bad_rows skip
 
 
 def load_data(
@@ -22,52 +25,60 @@ def load_data(
     eval_data: str | None = None,
     *,
     pairs: bool,
-    columns: Mapping[str, str] | None = None,
+    options: ReadOptions = ReadOptions(),  # noqa: B008  (frozen)
     seed: int = 0,
     eval_rows: int | None = None,
-    bad_rows: Literal["stop", "skip"] = "stop",
 ) -> tuple[list[Record], list[Record], str]:
     """Return (training records, held-out records, one line on where each came from).
 
-    `data` and `eval_data`: pocket, piqa, a file, a directory or a data set of the hub. The
-    held-out records are those of `eval_data`, else the validation part of `data`, else a random
-    tenth of `data`, drawn by `seed` so that rows of one prompt stay together. `eval_rows` bounds
-    their number: the first so many, or the size of the random share (else at most 500).
-    `pairs`: every row must have a rejected response.
+    `data` and `eval_data`: pocket, piqa, files, directories or data sets of the hub, several by
+    commas, each with an optional weight. The held-out records are those of `eval_data`, else the
+    validation parts of `data`, else a random tenth of `data`, drawn by `seed` so that rows of one
+    prompt stay together. `eval_rows` bounds their number: the first so many, or the size of the
+    random share (else at most 500). `pairs`: every row must have a rejected response.
+
+    Raises:
+        InputError: a row that cannot be used (with `bad_rows="skip"`: too many of them), or a
+            column that was meant to be read and is not.
     """
-    unknown = set(columns or {}) - COLUMNS
-    if unknown:
-        raise InputError(
-            f"no column of ours is called {', '.join(sorted(unknown))};"
-            f" rename to one of {', '.join(sorted(COLUMNS))}",
-            USAGE,
-        )
     if eval_rows is not None and eval_rows < 1:
         raise InputError(f"{eval_rows} held-out rows are none; give at least 1", USAGE)
-
-    def read(part: Part) -> tuple[list[Record], str]:
-        return _read_part(part, pairs, columns or {}, bad_rows)
-
-    source = open_source(data)
-    if source.train is None:
-        assert source.heldout is not None
-        raise InputError(f"{source.heldout.name}: there is no training part beside it; add one")
-    train, description = read(source.train)
-    part = source.heldout
+    sources = open_sources(data, split=options.split, pairs=pairs)
+    parts = [source.train for source in sources if source.train is not None]
+    if not parts:
+        assert sources[0].heldout is not None
+        name = sources[0].heldout.name
+        raise InputError(f"{name}: there is no training part beside it; add one")
+    weights = [source.weight for source in sources if source.train is not None]
+    read = [_read_part(part, pairs, options) for part in parts]
+    heldout_parts = [source.heldout for source in sources if source.heldout is not None]
     if eval_data is not None:
-        other = open_source(eval_data)
-        part = other.heldout or other.train
-    if part is None:
-        train, heldout = hold_out(train, eval_rows or 500, seed)
-        description = f"train: {_rows(len(train))} of {description}"
+        others = open_sources(eval_data, pairs=pairs)
+        heldout_parts = [part for s in others if (part := s.heldout or s.train) is not None]
+    heldout: list[Record] = []
+    if not heldout_parts:
+        where = "; ".join(name for _, name in read)
+        everything = [record for records, _ in read for record in records]
+        _, heldout = hold_out(everything, eval_rows or 500, seed)
+        drawn = {id(record) for record in heldout}
+        read = [([r for r in records if id(r) not in drawn], name) for records, name in read]
+    train = [
+        record
+        for (records, name), weight in zip(read, weights, strict=True)
+        for record in weighted(records, weight, f"{seed}/{name}")
+    ]
+    description = "train: " + _counted(train, [n for _, n in read], weights)
+    if not heldout_parts:
+        description = f"train: {_rows(len(train))} of {where}"
         description += f"; held out: {_rows(len(heldout), 'random ')} of the same, seed {seed}"
     else:
-        heldout, heldout_description = read(part)
-        description = f"train: {_rows(len(train))} of {description}; held out: "
+        found = [_read_part(part, pairs, options) for part in heldout_parts]
+        heldout = [record for records, _ in found for record in records]
+        description += "; held out: "
         if eval_rows is not None and eval_rows < len(heldout):
             heldout = heldout[:eval_rows]
             description += "the first "
-        description += f"{_rows(len(heldout))} of {heldout_description}"
+        description += _counted(heldout, [n for _, n in found], [1.0] * len(found))
     seen = {_key(record) for record in train}
     overlap = sum(_key(record) in seen for record in heldout)
     return (
@@ -85,34 +96,63 @@ def load_heldout(data: str) -> tuple[list[Record], str]:
     source = open_source(data)
     part = source.heldout or source.train
     assert part is not None
-    return _read_part(part, True, {}, "stop")
+    return _read_part(part, True, ReadOptions())
 
 
-def _read_part(
-    part: Part, pairs: bool, columns: Mapping[str, str], bad_rows: Literal["stop", "skip"]
-) -> tuple[list[Record], str]:
+def _read_part(part: Part, pairs: bool, options: ReadOptions) -> tuple[list[Record], str]:
+    """The records of a part, and its name with what is to be said of them."""
     records: list[Record] = []
     skipped: list[InputError] = []
-    row_format: tuple[str, ...] | None = None
+    unread: Unread | None = None
     for where, found in part.rows:
-        row = found | {ours: found[theirs] for ours, theirs in columns.items() if theirs in found}
+        row = mapped(found, options, where)
         if isinstance(found, CsvRow):
             row = _numbers(row)
+        if unread is None:  # the first row's columns make the format of all
+            unread = Unread(row_format_of(row, where, pairs, options), options)
         try:
-            row_format = row_format or row_format_of(row, where, pairs, columns)
-            records.append(make_record(row, where, row_format, columns))
+            record = make_record(row, where, unread.row_format, options)
+            unread.check(found, record)
+            records.append(record)
         except InputError as error:
-            if bad_rows == "stop" or row_format is None:
+            if options.bad_rows == "stop":
                 raise
             skipped.append(error)
-    if not records:
-        raise InputError(f"{part.name}: no usable row, the first says: {skipped[0]}")
-    notes = []
+    assert unread is not None, "a file without rows is refused when it is read"
+    check_skipped(skipped, len(records), part.name)
+    unread.finish(part.name)
+    notes = [*part.notes, *unread.note()]
     if repeated := len(records) - len({_key(record) for record in records}):
         notes.append(_rows(repeated, "duplicate "))
-    if skipped:
-        notes.append(f"{_rows(len(skipped), 'bad ')} skipped, the first {skipped[0]}")
+    notes += skipped_note(skipped)
     return records, part.name + (f" ({'; '.join(notes)})" if notes else "")
+
+
+def check_skipped(skipped: Sequence[object], kept: int, name: str) -> None:
+    """Raise InputError if more rows were skipped than a few."""
+    if len(skipped) > MOST_SKIPPED * (len(skipped) + kept):
+        raise InputError(
+            f"{name}: {len(skipped):,} of {len(skipped) + kept:,} rows are bad, too many to skip"
+            f" (more than {MOST_SKIPPED:.0%}); the first: {skipped[0]}"
+        )
+
+
+def skipped_note(skipped: Sequence[object]) -> list[str]:
+    """What to say of rows that were left out: how many, and why the first was."""
+    return [f"{_rows(len(skipped), 'bad ')} skipped, first: {skipped[0]}"] if skipped else []
+
+
+def weighted(records: Sequence[Record], weight: float, seed: str) -> list[Record]:
+    """`weight` times as many records: every one so often, and a random share for the rest."""
+    whole, rest = divmod(weight, 1)
+    drawn = random.Random(seed).sample(range(len(records)), round(rest * len(records)))
+    return [*records] * int(whole) + [records[i] for i in sorted(drawn)]
+
+
+def _counted(records: Sequence[Record], names: Sequence[str], weights: Sequence[float]) -> str:
+    """`1,138 rows of a.jsonl`, or of several parts with their weights."""
+    said = [n if w == 1 else f"{w:g} x {n}" for n, w in zip(names, weights, strict=True)]
+    return f"{_rows(len(records))} of {', '.join(said)}"
 
 
 def _numbers(row: dict[str, object]) -> dict[str, object]:

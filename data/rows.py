@@ -1,45 +1,50 @@
 """What a row means: check it, and bring it into the one form of a record.
 
-The format of a row follows from its columns:
-
-    prompt, chosen, rejected    preference; the texts are joined as they are
-    chosen, rejected            preference, the prompt being what both begin with
-    goal, sol1, sol2, label     PIQA, worded as lm-eval words it: "Question: {goal}\nAnswer:" and
-                                " {sol}", nothing stripped; label 0 means that sol1 is chosen
-    prompt, completion          for losses that need no rejected response
-
-A text is a string or a list of chat messages. `margin`, a number, is optional; other columns are
-ignored. What is wrong ends in one line: `file:line:column: reason; what to do`.
+`data/formats.py` says which columns make which format. A text is a string or a list of chat
+messages. What is wrong ends in one line: `file:line:column: reason; what to do`.
 """
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 from data.errors import InputError
+from data.formats import (
+    ALPACA,
+    IMPLICIT,
+    NUMBERED,
+    PIQA,
+    TEXT,
+    RowFormat,
+    missing_column,
+)
+from data.join import join, with_system
+from data.messages import Messages, Text, check_string, read_template_kwargs, read_text, read_tools
+from data.options import CONVERSATION, ReadOptions
 from data.readers import short
+from data.transcripts import split_first, split_last, turns_of
 
-Messages = list[dict[str, Any]]
-Text = str | Messages  # a string, or chat messages {"role", "content"}
-
-ROLES = ("system", "developer", "user", "assistant", "tool")
-PREFERENCE = ("prompt", "chosen", "rejected")
-IMPLICIT = ("chosen", "rejected")
-PIQA = ("goal", "sol1", "sol2", "label")
-COMPLETION = ("prompt", "completion")
-ROW_FORMATS = (PREFERENCE, IMPLICIT, PIQA, COMPLETION)
-COLUMNS = {column for row_format in ROW_FORMATS for column in row_format} | {"margin"}
 BEFORE_GOAL, AFTER_GOAL = "Question: ", "\nAnswer:"
+# Stanford Alpaca's own wording (its prompt_input and prompt_no_input).
+ALPACA_INPUT = (
+    "Below is an instruction that describes a task, paired with an input that provides further"
+    " context. Write a response that appropriately completes the request.\n\n### Instruction:\n"
+    "{instruction}\n\n### Input:\n{input}\n\n### Response:\n"
+)
+ALPACA_NO_INPUT = (
+    "Below is an instruction that describes a task. Write a response that appropriately completes"
+    " the request.\n\n### Instruction:\n{instruction}\n\n### Response:\n"
+)
 
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    prompt: Text
-    chosen: Text  # for prompt/completion data: the completion
-    rejected: Text | None  # None for prompt/completion data
+    prompt: Text  # messages that end with the assistant's are continued by the response
+    chosen: Text  # for data of one response: that one; messages of several turns begin with one
+    rejected: Text | None  # None for data of one response
     margin: float | None = None  # by how much chosen should win (reward model)
     where: str = ""  # "train.jsonl:17", for messages
     label: int | None = None  # PIQA's: 0 if the chosen one is sol1, 1 if it is sol2
@@ -47,197 +52,200 @@ class Record:
     template_kwargs: Mapping[str, Any] = field(default_factory=dict)  # and more variables for it
     columns: Mapping[str, object] = field(default_factory=dict)  # the row's others, for a reward
 
-
-def row_format_of(
-    row: Collection[str], where: str, pairs: bool, columns: Mapping[str, str]
-) -> tuple[str, ...]:
-    """The format that a row's columns make it."""
-    formats = [f for f in ROW_FORMATS if set(f) <= set(row)]
-    if pairs and formats == [COMPLETION]:
-        raise InputError(
-            f"{where}:rejected: the column is missing, and this loss compares two responses;"
-            " give chosen and rejected, or take a loss without pairs (sft)"
-        )
-    if formats:
-        return formats[0]
-    nearest = max(ROW_FORMATS, key=lambda f: len(set(f) & set(row)) / len(f))
-    if set(nearest) & set(row):
-        missing = next(column for column in nearest if column not in row)
-        _missing(missing, where, columns)
-    raise InputError(
-        f"{where}: of the columns {short(list(row))} none is known; give prompt, chosen, rejected"
-        " or prompt, completion or goal, sol1, sol2, label (a mapping can rename them)"
-    )
-
-
-def _missing(column: str, where: str, columns: Mapping[str, str]) -> None:
-    theirs = columns.get(column)
-    renamed = f" (and so is {theirs}, which was to be it)" if theirs else ""
-    hint = ", or put PIQA's train-labels.lst beside train.jsonl" if column == "label" else ""
-    raise InputError(f"{where}:{column}: the column is missing{renamed}; add it{hint}")
+    @property
+    def responses(self) -> list[Text]:
+        return [self.chosen] if self.rejected is None else [self.chosen, self.rejected]
 
 
 def make_record(
-    row: Mapping[str, object],
-    where: str,
-    row_format: tuple[str, ...],
-    columns: Mapping[str, str] | None = None,
+    row: Mapping[str, object], where: str, row_format: RowFormat, options: ReadOptions
 ) -> Record:
     """Check one row of the format its file has, and bring it into the one form of a record."""
-    for column in row_format:
+    for column in row_format.columns:
         if column not in row:
-            _missing(column, where, columns or {})
-    if row_format == IMPLICIT and "prompt" in row:
+            raise missing_column(column, where, options.columns)
+    if row_format is IMPLICIT and "prompt" in row:
         raise InputError(f"{where}:prompt: the first row has no such column; give it in every row")
-    prompt: Text | None
-    names: Sequence[str]
-    piqa_label: int | None = None
-    if row_format == PIQA:
-        prompt = f"{BEFORE_GOAL}{_string(row['goal'], where, 'goal')}{AFTER_GOAL}"
-        first = _response(row, "sol1", where)
-        second = _response(row, "sol2", where)
-        if not isinstance(first, str) or not isinstance(second, str):
-            raise InputError(f"{where}:sol1: messages in a PIQA row; give two strings")
-        label = row["label"]
-        if type(label) is not int or label not in (0, 1):
-            raise InputError(
-                f"{where}:label: {short(label)} is not 0 or 1; 0 says sol1 is right, 1 sol2"
-            )
-        piqa_label = label
-        responses: list[Text] = (
-            [f" {second}", f" {first}"] if label else [f" {first}", f" {second}"]
-        )
-        names = ("sol1", "sol2")
-    else:
-        prompt = _text(row["prompt"], where, "prompt") if "prompt" in row_format else None
-        names = row_format[-2:] if row_format != COMPLETION else row_format[1:]
-        responses = [_response(row, column, where) for column in names]
-        if row_format == COMPLETION and isinstance(row.get("label"), bool):
-            raise InputError(
-                f"{where}:label: rows marked good and bad one by one (unpaired preferences) fit no"
-                " loss here; keep the good rows without the label, or pair them"
-            )
+    prompt, responses, names, piqa_label = _read(row, where, row_format, options)
     if len(responses) == 2 and isinstance(responses[0], str) != isinstance(responses[1], str):
         raise InputError(f"{where}:{names[1]}: one is a string, one is messages; make both alike")
     if len(responses) == 2 and responses[0] == responses[1]:
         raise InputError(
             f"{where}:{names[1]}: the same as {names[0]}, nothing to prefer; remove the row"
         )
-    prompt, responses = _join(prompt, responses, where, names)
-    margin = row.get("margin")
-    if margin is not None:
-        if isinstance(margin, bool) or not isinstance(margin, (int, float)):
-            raise InputError(f"{where}:margin: {short(margin)} is not a number; give one or none")
-        if not abs(margin) <= sys.float_info.max:
-            raise InputError(f"{where}:margin: {short(margin)} is not finite; give a finite number")
-        margin = float(margin)
+    system = None
+    if "system" in options.columns and row.get("system") not in (None, ""):
+        system = check_string(row["system"], where, "system")
+    prompt, responses = join(prompt, responses, where, names, chat=options.chat)
+    if options.train_on == "last" and len(responses) == 1 and not isinstance(responses[0], str):
+        prompt, responses = [*prompt, *responses[0][:-1]], [responses[0][-1:]]
+    prompt = with_system(prompt, system, where)
+    tools = read_tools(row.get("tools"), where)
+    kwargs = read_template_kwargs(row.get("chat_template_kwargs"), where)
+    if isinstance(prompt, str) and (tools or kwargs):
+        column = "tools" if tools else "chat_template_kwargs"
+        raise InputError(
+            f"{where}:{column}: the chat template reads it, and this row is strings;"
+            " give messages, or --chat"
+        )
     rejected = responses[1] if len(responses) == 2 else None
-    return Record(prompt, responses[0], rejected, margin, where, piqa_label)
+    return Record(
+        prompt, responses[0], rejected, _margin(row, where), where, piqa_label, tools, kwargs
+    )
 
 
-def _join(
-    prompt: Text | None, responses: list[Text], where: str, names: Sequence[str]
-) -> tuple[Text, list[Text]]:
-    """Strings with strings, or messages with one assistant message that answers them."""
-    texts = [response for response in responses if isinstance(response, str)]
-    if texts:
-        if prompt is None:
-            n = common_prompt(texts[0], texts[1])
-            return texts[0][:n], [text[n:] for text in texts]
-        if isinstance(prompt, str):
-            return prompt, responses
-        return prompt, [[{"role": "assistant", "content": text}] for text in texts]
-
-    chats = [response for response in responses if not isinstance(response, str)]
-    shared = chats[0][: common_prefix([chat[:-1] for chat in chats])]
-    if prompt is None:
-        prompt = shared
-    elif isinstance(prompt, str):
-        asked = {"role": "user", "content": prompt}
-        prompt = shared if asked in shared else [asked]
-    if all(chat[: len(prompt)] == prompt for chat in chats):
-        chats = [chat[len(prompt) :] for chat in chats]
-    for chat, name in zip(chats, names, strict=True):
-        if len(chat) != 1:
-            raise InputError(
-                f"{where}:{name}: {len(chat)} messages after the prompt, and a response is one"
-                " message of the assistant; put what comes before it into the prompt"
-            )
-    if not prompt:
-        raise InputError(f"{where}:prompt: no message to respond to; give at least one")
-    return prompt, [*chats]
+# ------------------------------------------------------------------------------ the formats
 
 
-def common_prefix(sequences: Sequence[Sequence[Any]]) -> int:
-    """How many leading items all the sequences share."""
-    for n, items in enumerate(zip(*sequences, strict=False)):
-        if items.count(items[0]) < len(items):
-            return n
-    return min(map(len, sequences))
+class Parts(NamedTuple):
+    """Of a row, before prompt and responses are joined."""
+
+    prompt: Text | None  # None: what the responses begin with
+    responses: list[Text]  # the chosen one first
+    names: tuple[str, ...]  # their columns
+    label: int | None = None  # PIQA's
 
 
-def common_prompt(first: str, second: str) -> int:
-    """Length of the prompt that two whole texts share, when no prompt is given.
+def _read(
+    row: Mapping[str, object], where: str, row_format: RowFormat, options: ReadOptions
+) -> Parts:
+    """What the columns of a row's format hold."""
+    if row_format is PIQA:
+        return _piqa(row, where)
+    if row_format is NUMBERED:
+        return _numbered(row, where, options)
+    if row_format is ALPACA:
+        output = _response(row, "output", where)
+        return Parts(_alpaca_prompt(row, where, options), [output], ("output",))
+    if row_format is TEXT:
+        return _plain_text(row, "text", where, options)
+    if row_format.columns[0] in CONVERSATION:
+        return _conversation(row, row_format.columns[0], where, options)
+    names = row_format.columns[-row_format.responses :]
+    prompt = read_text(row["prompt"], where, "prompt") if "prompt" in row else None
+    return Parts(prompt, [_response(row, column, where) for column in names], names)
 
-    It is their longest common prefix, cut back so that it ends neither inside a word nor after
-    the space before one (the space belongs to the response, as in " yes"). TRL's `extract_prompt`
-    cuts the space too, but splits words: of "a: yes", "a: yet" it makes "a: ye". If one text
-    begins the other, its last word is cut off as well, so that no response is blank.
+
+def _piqa(row: Mapping[str, object], where: str) -> Parts:
+    """Worded as lm-eval words it, nothing stripped; label 0 means that sol1 is chosen."""
+    prompt = f"{BEFORE_GOAL}{check_string(row['goal'], where, 'goal')}{AFTER_GOAL}"
+    solutions = [_response(row, column, where) for column in ("sol1", "sol2")]
+    if not all(isinstance(solution, str) for solution in solutions):
+        raise InputError(f"{where}:sol1: messages in a PIQA row; give two strings")
+    label = row["label"]
+    if type(label) is not int or label not in (0, 1):
+        raise InputError(
+            f"{where}:label: {short(label)} is not 0 or 1; 0 says sol1 is right, 1 sol2"
+        )
+    chosen, rejected = solutions[label], solutions[1 - label]
+    return Parts(prompt, [f" {chosen}", f" {rejected}"], ("sol1", "sol2"), label)
+
+
+def _numbered(row: Mapping[str, object], where: str, options: ReadOptions) -> Parts:
+    """Two responses and a column that says which is better, by the convention that was given."""
+    assert options.winner is not None
+    prompt = read_text(row["prompt"], where, "prompt") if "prompt" in row else None
+    responses = [_response(row, column, where) for column in ("first", "second")]
+    wins = options.winner.wins(row["winner"])
+    if wins is None:
+        one, other = options.winner
+        raise InputError(
+            f"{where}:winner: {short(row['winner'])} is neither {one} (the first is better) nor"
+            f" {other} (the second); correct winner=...:A/B in --columns, or --bad_rows skip"
+        )
+    if wins:
+        return Parts(prompt, responses, ("first", "second"))
+    return Parts(prompt, responses[::-1], ("second", "first"))
+
+
+def _alpaca_prompt(row: Mapping[str, object], where: str, options: ReadOptions) -> str:
+    """The prompt of an Alpaca row; with --chat the instruction alone, its input below it."""
+    instruction = check_string(row["instruction"], where, "instruction")
+    given = row.get("input") or ""
+    given = check_string(given, where, "input")
+    if options.chat:
+        return f"{instruction}\n\n{given}" if given.strip() else instruction
+    wording = ALPACA_INPUT if given.strip() else ALPACA_NO_INPUT
+    return wording.format(instruction=instruction, input=given)
+
+
+def _plain_text(row: Mapping[str, object], column: str, where: str, options: ReadOptions) -> Parts:
+    """A text without a prompt, all of it trained; of a transcript the assistant's turns."""
+    text = read_text(row[column], where, column)
+    if not isinstance(text, str):
+        return _turns(text, where, column, options)
+    if not text.strip():
+        raise InputError(f"{where}:{column}: the text is empty; give it some text")
+    if not turns_of(text):
+        if options.chat:
+            raise InputError(f"{where}:{column}: no dialogue, so --chat can make no messages of it")
+        return Parts("", [text], (column,))
+    split = split_first(text) if options.train_on == "all" else split_last(text)
+    if not text[split:].strip():
+        raise InputError(f"{where}:{column}: the response is empty; give it some text")
+    return Parts(text[:split], [text[split:]], (column,))
+
+
+def _conversation(
+    row: Mapping[str, object], column: str, where: str, options: ReadOptions
+) -> Parts:
+    messages = read_text(row[column], where, column)
+    if not isinstance(messages, str):
+        return _turns(messages, where, column, options)
+    if not turns_of(messages):
+        raise InputError(f"{where}:{column}: a string, and no dialogue; give a list of messages")
+    return _plain_text(row, column, where, options)
+
+
+def _turns(messages: Messages, where: str, column: str, options: ReadOptions) -> Parts:
+    """A conversation: the prompt is what precedes the first turn that is trained.
+
+    An assistant's turn before any of the user answers nothing, and is not trained. What follows the
+    assistant's last turn trains nothing, and is left out.
     """
-    n = common_prefix([first, second])
-    if not first[n:].strip() or not second[n:].strip():
-        n = len(first[:n].rstrip()) - 1
-    if first[n : n + 1].isalnum() or second[n : n + 1].isalnum():
-        while n > 0 and first[n - 1].isalnum():
-            n -= 1
-    return n - 1 if first[n - 1 : n] == " " else n
+    while messages and messages[-1]["role"] != "assistant":
+        messages = messages[:-1]
+    roles = [message["role"] for message in messages]
+    asked = next((i for i, role in enumerate(roles) if role in ("user", "tool")), len(roles))
+    answers = [i for i, role in enumerate(roles) if role == "assistant" and i > asked]
+    if not answers:
+        raise InputError(f"{where}:{column}: no answer of the assistant to a user; remove the row")
+    first = answers[0] if options.train_on == "all" else answers[-1]
+    for message in messages[first:]:
+        if message["role"] == "assistant" and _is_empty(message):
+            raise InputError(f"{where}:{column}: the response is empty; give it some text")
+    return Parts(messages[:first], [messages[first:]], (column,))
+
+
+# ------------------------------------------------------------------------------ single values
 
 
 def _response(row: Mapping[str, object], column: str, where: str) -> Text:
-    text = _text(row[column], where, column)
-    if isinstance(text, list) and text[-1]["role"] != "assistant":
-        raise InputError(
-            f"{where}:{column}: the last message is the {text[-1]['role']}'s;"
-            " end with one of the assistant"
-        )
-    if not (text if isinstance(text, str) else text[-1]["content"]).strip():
+    text = read_text(row[column], where, column)
+    if isinstance(text, str):
+        empty = not text.strip()
+    else:
+        if text[-1]["role"] != "assistant":
+            raise InputError(
+                f"{where}:{column}: the last message is the {text[-1]['role']}'s;"
+                " end with one of the assistant"
+            )
+        empty = _is_empty(text[-1])
+    if empty:
         raise InputError(f"{where}:{column}: the response is empty; give it some text")
     return text
 
 
-def _text(value: object, where: str, column: str) -> Text:
-    if not isinstance(value, list):
-        return _string(value, where, column)
-    if not value:
-        raise InputError(f"{where}:{column}: a list without messages; give at least one")
-    messages: Messages = []
-    for number, message in enumerate(value, 1):
-        if not isinstance(message, dict) or not {"role", "content"} <= set(message):
-            raise InputError(
-                f"{where}:{column}: message {number} is not an object with role and content;"
-                ' give {"role": ..., "content": ...}'
-            )
-        if message["role"] not in ROLES:
-            raise InputError(
-                f"{where}:{column}: message {number} has the role {short(message['role'])};"
-                f" give one of {', '.join(ROLES)}"
-            )
-        content = _string(message["content"], where, column, f"the content of message {number}, ")
-        messages.append({"role": message["role"], "content": content})
-    return messages
+def _is_empty(message: Mapping[str, Any]) -> bool:
+    return not (message["content"] or "").strip() and not message.get("tool_calls")
 
 
-def _string(value: object, where: str, column: str, what: str = "") -> str:
-    if not isinstance(value, str):
-        is_null = "null" if value is None else short(value)
-        raise InputError(f"{where}:{column}: {what}{is_null} is not a string; give a string")
-    if "\0" in value:
-        raise InputError(f"{where}:{column}: {what}a NUL at {value.index(chr(0))}; remove it")
-    try:
-        value.encode()
-    except UnicodeEncodeError as error:
-        raise InputError(
-            f"{where}:{column}: {what}half a surrogate pair at {error.start}, not a character;"
-            " write the file again from its source"
-        ) from error
-    return value
+def _margin(row: Mapping[str, object], where: str) -> float | None:
+    margin = row.get("margin")
+    if margin is None:
+        return None
+    if isinstance(margin, bool) or not isinstance(margin, (int, float)):
+        raise InputError(f"{where}:margin: {short(margin)} is not a number; give one or none")
+    if not abs(margin) <= sys.float_info.max:
+        raise InputError(f"{where}:margin: {short(margin)} is not finite; give a finite number")
+    return float(margin)

@@ -17,11 +17,17 @@ class Part(NamedTuple):
 
     name: str
     rows: Iterable[Found]
+    notes: tuple[str, ...] = ()
 
 
 class Source(NamedTuple):
     train: Part | None
     heldout: Part | None
+    weight: float = 1.0
+
+
+def open_sources(data: str, *, split: str | None = None, pairs: bool = True) -> list[Source]:
+    return [open_source(data)]
 
 
 # The first of these that is there; `_prefs` as in UltraFeedback-binarized.

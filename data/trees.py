@@ -54,7 +54,7 @@ class TreeBatch:
     parents: Tensor  # (M,) flat index into (R, L): the token whose hidden state predicts ...
     targets: Tensor  # (M,) ... this token id
     gather: Tensor  # (S, T) index into M, 0 where the mask is False
-    mask: Tensor  # (S, T) True on response tokens, the end token included
+    mask: Tensor  # (S, T) True on trained response tokens, the end token included
     prompt_mask: Tensor  # (S, T) True on prompt tokens; all False unless packed with prompts=True
     last: Tensor  # (S,) flat index of each sequence's last token (with include_last_token)
     # ---- what is known of the sequences
@@ -100,8 +100,8 @@ class TreeBatch:
     def text_mask(self) -> Tensor:
         """(S, T) like `mask`, but without the end token: what lm-eval scores."""
         column = torch.arange(self.mask.shape[1], device=self.mask.device)
-        lengths = (self.mask | self.prompt_mask).sum(-1)
-        return self.mask & (column < (lengths - self.ended.long())[:, None])
+        last = (column * self.mask).amax(-1)
+        return self.mask & ((column < last[:, None]) | ~self.ended[:, None])
 
     def chosen(self) -> TreeBatch:
         """The same forward, but only the first response of every example is trained on."""
@@ -200,6 +200,10 @@ def pack(
     longest = max(lengths)
     column = torch.arange(longest)
     starts, ends = torch.tensor(contexts)[:, None], torch.tensor(lengths)[:, None]
+    mask = (starts <= column) & (column < ends)
+    for s, trained in enumerate(trained for row in rows for trained in row.masks or row.responses):
+        if isinstance(trained[0], bool):  # turns of others between those of the assistant
+            mask[s, contexts[s] : lengths[s]] &= torch.tensor(trained)
     return TreeBatch(
         input_ids=ids,
         position_ids=positions,
@@ -210,13 +214,17 @@ def pack(
         parents=torch.tensor(parents, dtype=torch.long),
         targets=torch.tensor(targets, dtype=torch.long),
         gather=torch.tensor([path + [0] * (longest - len(path)) for path in paths]),
-        mask=(starts <= column) & (column < ends),
+        mask=mask,
         prompt_mask=column < starts,
         last=torch.tensor(last),
         index=torch.tensor([row.index for row in rows]),
         ended=torch.tensor([end for row in rows for end in row.ends]),
         characters=torch.tensor([n for row in rows for n in row.characters]),
-        response_lengths=tuple(n - c for n, c in zip(lengths, contexts, strict=True)),
+        response_lengths=tuple(
+            len(response) if row.masks is None else sum(row.masks[k])
+            for row in rows
+            for k, response in enumerate(row.responses)
+        ),
         prompt_lengths=tuple(contexts),
     )
 

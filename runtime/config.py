@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from data.errors import USAGE, InputError
+from data.options import ReadOptions, read_options
 
 
 @dataclass(frozen=True)
@@ -31,7 +32,7 @@ class TrainConfig:
     ignore: str | None = None
     """Columns and message keys to leave unread on purpose, comma-separated."""
     bad_rows: Literal["stop", "skip"] = "stop"
-    """The first bad row ends the run, or bad rows are left out and counted (at most a tenth)."""
+    """The first bad row ends the run, or bad rows are left out and counted (at most a fifth)."""
     chat: bool = False
     """Make chat messages of rows that are strings, for the model's chat template."""
     chat_template: str | None = None
@@ -102,21 +103,19 @@ class TrainConfig:
                 raise ValueError(f"--{name} {getattr(self, name)} must be 0 or above, and finite")
         if self.max_length < 2:
             raise ValueError(f"--max_length {self.max_length}: at least 2, a prompt and a response")
-        parse_columns(self.columns)
+        _ = self.reading
 
     @property
-    def renamed_columns(self) -> dict[str, str]:
-        """Our name -> theirs."""
-        return parse_columns(self.columns)
-
-
-def parse_columns(text: str | None) -> dict[str, str]:
-    """`chosen=preferred,rejected=other` as {"chosen": "preferred", "rejected": "other"}."""
-    pairs = [pair.partition("=") for pair in text.split(",")] if text else []
-    for ours, sign, theirs in pairs:
-        if not (ours and sign and theirs):
-            raise ValueError(f"--columns {text}: write ours=theirs,ours=theirs")
-    return {ours: theirs for ours, _, theirs in pairs}
+    def reading(self) -> ReadOptions:
+        """How the rows are to be read."""
+        return read_options(
+            columns=self.columns,
+            ignore=self.ignore,
+            split=self.split,
+            bad_rows=self.bad_rows,
+            chat=self.chat,
+            train_on=self.train_on,
+        )
 
 
 @dataclass(frozen=True)

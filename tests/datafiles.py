@@ -29,11 +29,18 @@ def parquet(path, rows):
 
 
 def read(folder, content, name="train.jsonl", pairs=True, **options):
-    """The training records of one file; a good held-out file stands beside it."""
+    """The training records of one file; a good held-out file stands beside it.
+
+    `options`: of `load_data`, and the texts of the flags of `read_options`.
+    """
+    from data.options import read_options
     from data.records import load_data
 
     write(folder, {name: content, "other.jsonl": lines(PAIR)})
-    return load_data(str(folder / name), str(folder / "other.jsonl"), pairs=pairs, **options)[0]
+    flags = ("columns", "ignore", "split", "bad_rows", "chat", "train_on")
+    reading = read_options(**{flag: options.pop(flag) for flag in flags if flag in options})
+    held_out = str(folder / "other.jsonl")
+    return load_data(str(folder / name), held_out, pairs=pairs, options=reading, **options)[0]
 
 
 def bare(record):

@@ -7,6 +7,7 @@ from datafiles import BAD, GOOD, PAIR, PIQA, USER, lines, parquet, read, write
 
 from data import errors
 from data.errors import InputError
+from data.options import read_options
 from data.readers import short
 from data.records import load_data
 
@@ -26,7 +27,7 @@ REFUSED = {
     "later key twice": ('{"a": 1, "b": 2, "b": 3}\n', r":1:'b': the key is there twice"),
     "huge number": ('{"a": ' + "9" * 5000 + "}\n", r":1:1: not usable JSON"),
     "deep": ("[" * 100_000 + "\n", r":1:\d+: not (usable )?JSON"),
-    "unknown columns": (lines({"a": 1}), r":1: of the columns \['a'\] none is known"),
+    "unknown columns": (lines({"a": 1}), r":1: of the columns a none is known"),
     "missing rejected": (lines({"prompt": "p", "chosen": "c"}), r":1:rejected: .* missing; add"),
     "only chosen": (lines({"chosen": "c"}), r":1:rejected: the column is missing; add it$"),
     "only a prompt": (lines({"prompt": "p"}), r":1:completion: the column is missing; add it$"),
@@ -74,18 +75,19 @@ REFUSED = {
                    r":1:chosen: message 2 is not an object with role and content"),
     "content null": (lines(P | {"chosen": [GOOD | {"content": None}]}),
                      r":1:chosen: the content of message 1, null is not a string"),
-    "unknown role": (lines(P | {"prompt": [USER | {"role": "human"}]}),
-                     r":1:prompt: message 1 has the role 'human'; give one of system"),
+    "unknown role": (lines(P | {"prompt": [USER | {"role": "x"}]}),
+                     r":1:prompt: message 1 has the role 'x'; give one of system"),
     "role null": (lines(P | {"prompt": [USER | {"role": None}]}), r"message 1 has the role None"),
     "role list": (lines(P | {"prompt": [USER | {"role": []}]}), r"message 1 has the role \[\]"),
     "last not assistant": (lines(P | {"chosen": [GOOD, USER]}), r":1:chosen: the last message is"),
     "blank content": (lines(P | {"chosen": [GOOD | {"content": " "}]}), r":1:chosen: .* is empty"),
-    "two answers": (lines(P | {"chosen": [GOOD, GOOD]}), r":1:chosen: 2 messages after the prompt"),
+    "two answers": (lines(P | {"chosen": [GOOD, GOOD]}), r":1:chosen: two messages of the assis"),
     "other prompt": (lines(P | {"prompt": "x", "chosen": [USER, GOOD], "rejected": [USER, BAD]}),
-                     r":1:chosen: 2 messages after the prompt"),
-    "prompt in one only": (lines(P | {"chosen": [USER, GOOD]}), r":1:chosen: 2 messages after"),
-    "unequal talks": (lines({"chosen": [USER, GOOD], "rejected": [USER, GOOD, USER, BAD]}),
-                      r":1:rejected: 3 messages after the prompt"),
+                     r":1:chosen: its messages ask 'hi', and the prompt is 'x'; make both alike"),
+    "prompt in one only": (lines(P | {"chosen": [USER, GOOD]}),
+                           r":1:chosen: after the prompt comes a message of the user, 'hi', where"),
+    "no question at all": (lines(P | {"prompt": [{"role": "system", "content": "be"}]}),
+                           r":1:prompt: it ends with the system's message, so nothing was asked"),
     "no question": (lines({"chosen": [GOOD], "rejected": [BAD]}), r":1:prompt: no message to resp"),
 }  # fmt: skip
 
@@ -161,24 +163,27 @@ def test_a_row_of_ten_megabytes_is_a_row(tmp_path):
 
 def test_bad_rows_can_be_skipped_and_are_counted(tmp_path):
     # the third is a good one, and the first again
-    rows = lines(PAIR, PAIR | {"chosen": ""}, PAIR | {"label": 3}, PAIR | {"rejected": None})
-    write(tmp_path, {"train.jsonl": rows, "valid.jsonl": lines(PAIR)})
-    train, _, told = load_data(str(tmp_path), pairs=True, bad_rows="skip")
-    assert len(train) == 2
+    bad = [PAIR | {"chosen": ""}, PAIR | {"label": 3}, PAIR | {"rejected": None}]
+    skip = read_options(bad_rows="skip")
+    write(tmp_path, {"train.jsonl": lines(PAIR, *bad, *[PAIR] * 6), "valid.jsonl": lines(PAIR)})
+    train, _, told = load_data(str(tmp_path), pairs=True, options=skip)
+    assert len(train) == 8
     first = f"{tmp_path}/train.jsonl:2:chosen: the response is empty; give it some text"
-    assert f"train.jsonl (1 duplicate row; 2 bad rows skipped, the first {first}); held" in told
-    write(tmp_path, {"train.jsonl": lines(PAIR | {"chosen": ""})})
-    with pytest.raises(InputError, match="no usable row, the first says: .*train.jsonl:1:chosen"):
-        load_data(str(tmp_path), pairs=True, bad_rows="skip")
+    notes = f"columns not read: label; 7 duplicate rows; 2 bad rows skipped, first: {first}"
+    assert f"train.jsonl ({notes}); held" in told
+    write(tmp_path, {"train.jsonl": lines(PAIR, *bad, *[PAIR] * 5)})
+    wanted = r"train.jsonl: 2 of 9 rows are bad, too many to skip \(more than 20%\); the first: "
+    with pytest.raises(InputError, match=f"{wanted}.*train.jsonl:2:chosen"):
+        load_data(str(tmp_path), pairs=True, options=skip)
 
 
 def test_a_first_row_of_no_known_kind_is_never_skipped(tmp_path):
-    with pytest.raises(InputError, match=r"train.jsonl:1: of the columns \['a'\] none is known"):
+    with pytest.raises(InputError, match=r"train.jsonl:1: of the columns a none is known"):
         read(tmp_path, lines({"a": 1}, PAIR), bad_rows="skip")
 
 
 @pytest.mark.parametrize("options, message", [
-    ({"columns": {"choosen": "x"}}, "no column of ours is called choosen; rename to one of chosen"),
+    ({"columns": "choosen=x"}, "no column of ours is called choosen; ours are chat_templ"),
     ({"eval_rows": 0}, "0 held-out rows"),
 ])  # fmt: skip
 def test_wrong_options_are_usage_errors(tmp_path, options, message):
@@ -189,8 +194,8 @@ def test_wrong_options_are_usage_errors(tmp_path, options, message):
 
 def test_a_renamed_column_that_is_not_there_is_named(tmp_path):
     with pytest.raises(InputError, match=r":1:chosen: .*missing \(and so is preferred"):
-        read(tmp_path, lines({"prompt": "p", "rejected": "r"}), columns={"chosen": "preferred"})
+        read(tmp_path, lines({"prompt": "p", "rejected": "r"}), columns="chosen=preferred")
     rows = [{"prompt": "p", "preferred": "c", "rejected": "r"}, {"prompt": "p", "rejected": "r"}]
     told = r":2:chosen: the column is missing \(and so is preferred, which was to be it\); add it$"
     with pytest.raises(InputError, match=told):
-        read(tmp_path, lines(*rows), columns={"chosen": "preferred"})
+        read(tmp_path, lines(*rows), columns="chosen=preferred")

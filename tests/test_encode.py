@@ -161,11 +161,29 @@ def test_special_tokens_written_in_the_text_are_not_doubled():
     assert marked.ends == [True]
 
 
+def test_an_end_token_inside_a_response_is_refused_or_left_out():
+    """Field 37: what follows it would be trained as if a text went on after its end."""
+    inside = Record("The sea", " is<|endoftext|> blue", None, where="a.jsonl:3")
+    with pytest.raises(
+        InputError, match=r"^a.jsonl:3: the end token <\|endoftext\|> stands inside"
+    ):
+        encode(small.gpt2(), inside)
+    encoded = encode(small.gpt2(), inside, PAIR, bad_rows="skip")
+    assert encoded.source == [1] and "1 bad skipped, first: a.jsonl:3: " in encoded.report.line("x")
+
+
+def test_white_space_after_an_end_token_in_a_string_is_left_out():
+    """Field 37: it would get a second end token behind it."""
+    row = one(small.chatml(), "The sea", " is<|im_end|>\n")
+    assert row.responses == one(small.chatml(), "The sea", " is").responses
+
+
 def test_token_id_zero_and_eos_inside_a_response_are_trained_like_all_others():
     """B20, B5: nothing is masked by its value; id 0 is EOS and pad of this tokenizer."""
     tokenizer = small.gpt2()
     assert tokenizer.eos_token_id == tokenizer.pad_token_id == 0
-    row = one(tokenizer, "The sea", " is<|endoftext|> blue")
+    record = Record("The sea", " is<|endoftext|> blue", None)
+    row = encode(tokenizer, record, sampled=True).rows[0]
     assert [0, 0] == [token for token in row.responses[0] if token == 0]
     assert row.responses[0][-1] == 0
 

@@ -6,7 +6,7 @@ import pytest
 import small_tokenizers as small
 from datafiles import BAD, GOOD, USER
 
-from data.encode import NO_TOKENS, encode_records
+from data.encode import encode_records
 from data.errors import InputError
 from data.rows import Record
 
@@ -74,19 +74,20 @@ def test_an_eos_before_other_trailing_specials_is_the_end():
     assert texts(tokenizer, row)[1] == "good<|im_end|>"
 
 
-def test_a_template_that_renders_the_prompt_otherwise_is_split_where_they_part():
+def test_a_template_that_writes_the_prompt_otherwise_keeps_what_inference_renders():
     template = small.CHATML.replace("m.content", "(m.content if loop.last else 'HI')")
     tokenizer = small.chatml()
     row = encode(tokenizer, template=template)
     prompt, good, _ = texts(tokenizer, row)
-    assert prompt == "<|im_start|>user\n"
-    assert prompt + good == "<|im_start|>user\nHI<|im_end|>\n<|im_start|>assistant\ngood<|im_end|>"
+    assert prompt == "<|im_start|>user\nhi<|im_end|>\n<|im_start|>assistant\n"
+    assert good == "good<|im_end|>"
 
 
-def test_a_template_without_anything_in_common_is_refused():
+def test_a_template_without_anything_in_common_gets_the_answer_as_it_is():
     template = "{{ 'A' if add_generation_prompt else 'B' }}{{ messages[-1].content }}"
-    with pytest.raises(InputError, match=r"train.jsonl:1:prompt: the chat template renders"):
-        encode(small.chatml(), template=template)
+    tokenizer = small.chatml()
+    row = encode(tokenizer, template=template)
+    assert texts(tokenizer, row) == ["Ahi", "good<|im_end|>", "bad<|im_end|>"]
 
 
 def test_messages_need_a_template():
@@ -108,9 +109,9 @@ def test_it_names_the_response_that_it_refuses(content, column):
         encode(small.chatml(), template=template)
 
 
-def test_a_template_that_shows_no_content_leaves_no_row():
+def test_a_template_that_shows_no_content_is_refused():
     template = small.CHATML.replace("m.content", "''")
-    with pytest.raises(InputError, match=NO_TOKENS):
+    with pytest.raises(InputError, match="chosen: the chat template does not write the answer"):
         encode(small.chatml(), template=template)
 
 

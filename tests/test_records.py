@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data.errors import InputError
+from data.join import common_prompt
 from data.records import load_data
-from data.rows import common_prompt
 
 
 def test_piqa_is_worded_as_lm_eval_words_it_and_not_stripped(tmp_path):
@@ -108,10 +108,10 @@ def test_margin(tmp_path):
 
 def test_columns_are_renamed_and_the_held_out_file_may_use_our_names(tmp_path):
     theirs = {"question": "p", "preferred": " c", "rejected": " r"}
-    renamed = {"prompt": "question", "chosen": "preferred"}
+    renamed = "prompt=question,chosen=preferred"
     assert bare(read(tmp_path, lines(theirs), columns=renamed)[0]) == ("p", " c", " r")
     rated = "goal,sol1,sol2,right\ng,one,two,1\n"
-    assert read(tmp_path, rated, "t.csv", columns={"label": "right"})[0].chosen == " two"
+    assert read(tmp_path, rated, "t.csv", columns="label=right")[0].chosen == " two"
 
 
 def test_prompt_and_completion_are_for_losses_without_pairs(tmp_path):
@@ -137,8 +137,9 @@ def test_prompt_and_completion_are_for_losses_without_pairs(tmp_path):
     ("yes sir", "yes", ""),
 ])  # fmt: skip
 def test_a_prompt_not_given_is_what_both_texts_begin_with(tmp_path, chosen, rejected, prompt):
+    others = [{"chosen": "Q: up? yes", "rejected": "Q: up? no"}] * 2  # most rows have a prompt
     for one, two in ((chosen, rejected), (rejected, chosen)):
-        found = bare(read(tmp_path, lines({"chosen": one, "rejected": two}))[0])
+        found = bare(read(tmp_path, lines({"chosen": one, "rejected": two}, *others))[0])
         assert found == (prompt, one[len(prompt) :], two[len(prompt) :])
 
 
@@ -169,7 +170,6 @@ SYSTEM = {"role": "system", "content": "be"}
      [SYSTEM, USER]),
     ({"chosen": [USER, GOOD, USER, GOOD], "rejected": [USER, GOOD, USER, BAD]},
      [USER, GOOD, USER]),
-    ({"prompt": [USER | {"name": "x"}], "chosen": [GOOD | {"id": 1}], "rejected": [BAD]}, [USER]),
 ])  # fmt: skip
 def test_messages_in_every_form_become_prompt_and_one_answer(tmp_path, row, prompt):
     assert bare(read(tmp_path, lines(row))[0]) == (prompt, [GOOD], [BAD])

@@ -26,7 +26,8 @@ from data.errors import NOT_FINITE, InputError
 from data.piqa import piqa_rows
 from data.pocket import pocket_reward
 from data.prompts import encode_prompts, load_prompts
-from data.records import Record, load_data
+from data.records import load_data
+from data.rows import Record
 from data.splits import Split
 from data.trees import Layout
 from losses.base import masked_sum
@@ -36,7 +37,6 @@ from models.load import load_causal_lm, load_tokenizer
 from rollout.experience import as_rows
 from rollout.reward_model import ModelReward, load_reward_model
 from rollout.sample import Sampling, sample
-from runtime.config import parse_columns
 from runtime.files import read_json, write_json
 from runtime.sources.lm_harness import piqa_scores
 
@@ -59,7 +59,6 @@ class Bench:
         self.study, self.seed, self.reward_path = study, seed, reward
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self.tokenizer = load_tokenizer(study.model)
-        self.columns = parse_columns(study.shared("columns"))
         self.max_length = int(study.shared("max_length") or 1024)
 
     def load(self, name: str) -> Subject:
@@ -89,7 +88,7 @@ class Bench:
     def records(self) -> list[Record]:
         study = self.study
         return load_data(
-            study.data, study.eval_data, pairs=True, columns=self.columns, seed=self.seed
+            study.data, study.eval_data, pairs=True, options=study.reading, seed=self.seed
         )[1]
 
     @cached_property
@@ -97,7 +96,7 @@ class Bench:
         """Held-out prompts: (text, token ids)."""
         study = self.study
         found = load_prompts(
-            study.data, self.seed, eval_data=study.eval_data, columns=self.columns
+            study.data, self.seed, eval_data=study.eval_data, options=study.reading
         )[1]
         return encode_prompts(found, self.tokenizer, self.max_length)
 
@@ -113,7 +112,7 @@ class Bench:
             "samples": study.samples,
             "max_new_tokens": study.max_new_tokens,
             "max_length": self.max_length,
-            "columns": self.columns,
+            "columns": study.shared("columns"),
             "lm_eval": version("lm-eval"),
         }
 

@@ -18,9 +18,9 @@ from functools import cached_property
 from pathlib import Path
 
 from data.errors import USAGE, InputError
+from data.options import ReadOptions, read_options
 from data.pocket import DEFAULTS
 from runtime.cli import ROOT, loss_files, loss_flags, parse_args
-from runtime.config import parse_columns
 
 Flags = dict[str, str | None]  # flag -> its value; None for a flag without one
 
@@ -100,8 +100,17 @@ class Study:
         """Training pairs there are."""
         from data.records import load_data
 
-        columns = parse_columns(self.shared("columns"))
-        return len(load_data(self.data, self.eval_data, pairs=True, columns=columns)[0])
+        return len(load_data(self.data, self.eval_data, pairs=True, options=self.reading)[0])
+
+    @property
+    def reading(self) -> ReadOptions:
+        """How the rows are read, by the flags that all stages share."""
+        return read_options(
+            columns=self.shared("columns"),
+            ignore=self.shared("ignore"),
+            split=self.shared("split"),
+            bad_rows="skip" if self.shared("bad_rows") == "skip" else "stop",
+        )
 
     @cached_property
     def budget(self) -> int:

@@ -272,8 +272,8 @@ def plan_prompts(run: Run, loss: Loss, accelerator: Accelerator) -> PromptPlan:
         reward_model = ppo.reward, load_tokenizer(ppo.reward, "--reward")
     tokenizer = load_tokenizer(config.model)
     stop_ids(tokenizer, ppo.stop_tokens)  # refuses what is no token of the tokenizer
-    columns = config.renamed_columns
-    *records, data = load_prompts(source, config.seed, eval_data=config.eval_data, columns=columns)
+    options = config.reading
+    *records, data = load_prompts(source, config.seed, eval_data=config.eval_data, options=options)
     train, heldout = (
         [Prompt(*p) for p in encode_prompts(part, tokenizer, config.max_length)] for part in records
     )

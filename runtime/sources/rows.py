@@ -15,7 +15,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from data.batches import micro_batches, step_rows, total_steps
 from data.encode import Row, encode_records
 from data.piqa import piqa_rows
-from data.records import load_data
+from data.records import check_skipped, load_data
 from data.splits import Split
 from data.trees import Layout, TreeBatch
 from losses.base import Loss
@@ -177,11 +177,12 @@ def load_splits(
     config: TrainConfig, loss: Loss, loss_config: Any, tokenizer: PreTrainedTokenizerBase
 ) -> tuple[Split, Split, list[dict[str, object]], list[str]]:
     """(training rows, held-out rows, these as rows of PIQA for --lm_eval, lines for the user)."""
+    reading = config.reading
     records, heldout, description = load_data(
         config.data,
         config.eval_data,
         pairs=loss.responses_per_row == 2,
-        columns=config.renamed_columns,
+        options=reading,
         seed=config.seed,
     )
     if loss.responses_per_row == 1:
@@ -192,8 +193,14 @@ def load_splits(
     splits = []
     for name, part in (("train", records), ("held out", heldout)):
         encoded = encode_records(
-            part, tokenizer, max_length=config.max_length, overlong=config.overlong
+            part,
+            tokenizer,
+            max_length=config.max_length,
+            overlong=config.overlong,
+            bad_rows=config.bad_rows,
+            ignore=reading.ignore,
         )
+        check_skipped(encoded.report.skipped, len(encoded.rows), name)
         lines.append(encoded.report.line(name))
         split = Split(encoded.rows, packing=loss.packing(loss_config))
         splits.append(split.with_columns(row_columns(encoded.rows, loss)))
