@@ -91,7 +91,7 @@ class ChatTemplate:
         for response, column in zip(responses, ("chosen", "rejected"), strict=False):
             renderer.column = column
             try:
-                paths.append(list(renderer.path(prompt, response)))
+                paths.append(renderer.path(prompt, response))
             except _NotOnePath as error:
                 if len(responses) == 1:
                     return list(renderer.turn_by_turn(response))
@@ -147,25 +147,44 @@ class _Renderer:
         self._check_keys(messages)
         return text
 
-    def path(self, prompt: str, response: Messages) -> Iterator[Segment]:
+    def path(self, prompt: str, response: Messages) -> list[Segment]:
         """The texts that follow the prompt, turn by turn, as one text.
 
         Raises:
             _NotOnePath: the texts before a turn are not what was rendered before.
         """
         text, before = prompt, list(_messages(self.record.prompt))
-        for number, message in enumerate(response):
+        segments: list[Segment] = []
+        for message in response:
             if message["role"] == "assistant":
-                if number:
+                if segments:
                     asked = self.prompt(before)
-                    if not asked.startswith(text):
-                        raise _NotOnePath(_difference(text, asked))
-                    yield Segment(asked[len(text) :], False)
+                    ended = self._shared_end(text, asked)
+                    if ended < len(text):  # a template that ends the last turn with one token more
+                        last = segments.pop().text
+                        segments.append(Segment(last[: len(last) - len(text) + ended], True))
+                    segments.append(Segment(asked[ended:], False))
                     text = asked
-                answer = self.answer(before, message, text)
-                yield Segment(answer, True)
-                text += answer
+                segments.append(Segment(self.answer(before, message, text), True))
+                text += segments[-1].text
             before.append(message)
+        return segments
+
+    def _shared_end(self, text: str, asked: str) -> int:
+        """How much of the text goes on in the next prompt: all, or all but special tokens after
+        the one that ends the turn."""
+        n = common_prefix([text, asked])
+        if n == len(text):
+            return n
+        specials = sorted(self.chat.special_texts, key=len, reverse=True)
+        ends = [text.rfind(special, 0, n) + len(special) for special in specials]
+        kept = max((end for end in ends if text[:end].endswith(self.chat.special_texts)), default=0)
+        rest = text[kept:]
+        for special in specials:
+            rest = rest.replace(special, "")
+        if rest.strip():
+            raise _NotOnePath(_difference(text, asked))
+        return kept
 
     def turn_by_turn(self, response: Messages) -> Iterator[Conversation]:
         """Every turn of the assistant with the prompt that inference would render for it."""
