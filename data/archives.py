@@ -1,0 +1,104 @@
+"""The bytes of a data file: unpacked if it is compressed, and what its first bytes say it is."""
+
+from __future__ import annotations
+
+import bz2
+import gzip
+import lzma
+import zlib
+from pathlib import Path
+from typing import NamedTuple
+
+from data.errors import NO_INPUT, InputError
+
+COMPRESSIONS = {".gz": "gzip", ".bz2": "bzip2", ".xz": "xz", ".zst": "zstandard"}
+
+# How files of a kind begin, and what to do with one under the name of another kind.
+_KINDS = (
+    (b"\x1f\x8b", "gzip", "a gzip file", "let its name end in .gz"),
+    (b"BZh", "bzip2", "a bzip2 file", "let its name end in .bz2"),
+    (b"\xfd7zXZ\0", "xz", "an xz file", "let its name end in .xz"),
+    (b"\x28\xb5\x2f\xfd", "zstandard", "a zstandard file", "let its name end in .zst"),
+    (b"PAR1", "parquet", "a parquet file", "let its name end in .parquet"),
+    (b"ARROW1", "arrow", "an arrow file", "let its name end in .arrow"),
+    (b"\xff\xff\xff\xff", "arrow", "an arrow stream", "let its name end in .arrow"),
+    (b"PK\x03\x04", "zip", "a zip archive or a spreadsheet", "unpack or export it"),
+    (b"SQLite format 3\0", "sqlite", "an SQLite data base", "export its table"),
+    (b"\x89HDF\r\n", "hdf5", "an HDF5 file", "write its rows as .jsonl"),
+    (b"\x93NUMPY", "numpy", "a numpy file", "write its rows as .jsonl"),
+    (b"\x80\x04\x95", "pickle", "a pickle, which is not opened", "write its rows as .jsonl"),
+    (b"version https://git-lfs", "lfs", "a Git LFS pointer and not the file", "run `git lfs pull`"),
+    (b"<!doctype html", "html", "a web page", "download the file itself"),
+    (b"<html", "html", "a web page", "download the file itself"),
+)  # fmt: skip
+
+
+class FileName(NamedTuple):
+    """`train.jsonl.gz` in three: `train`, `.jsonl`, `.gz`; the last two in lower case."""
+
+    stem: str
+    suffix: str
+    compression: str
+
+
+def file_name(path: Path) -> FileName:
+    rest, compression = path.name, ""
+    if path.suffix.lower() in COMPRESSIONS:
+        rest, compression = path.stem, path.suffix.lower()
+    inner = Path(rest)
+    return FileName(inner.stem, inner.suffix.lower(), compression)
+
+
+def unpack(path: Path) -> bytes:
+    """All bytes of the file, decompressed if its name says that it is compressed."""
+    try:
+        raw = path.read_bytes()
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror})", NO_INPUT) from error
+    compression = COMPRESSIONS.get(path.suffix.lower())
+    if compression is None or not raw:
+        return raw
+    kind = kind_of(raw)
+    if kind is None or kind[0] != compression:
+        is_kind = f"this is {kind[1]}" if kind else "its bytes are something else"
+        raise InputError(
+            f"{path}: not {compression} data, {is_kind}; get the file again, or rename it"
+        )
+    try:
+        return _decompress(raw, compression)
+    except (EOFError, OSError, zlib.error, lzma.LZMAError, ValueError) as error:
+        reason = " ".join(str(error).split())
+        raise InputError(
+            f"{path}: the {compression} data is damaged or cut short ({reason}); get the file again"
+        ) from error
+
+
+def _decompress(raw: bytes, compression: str) -> bytes:
+    if compression == "gzip":
+        return gzip.decompress(raw)
+    if compression == "bzip2":
+        return bz2.decompress(raw)
+    if compression == "xz":
+        return lzma.decompress(raw)
+    import pyarrow
+
+    with pyarrow.CompressedInputStream(pyarrow.BufferReader(raw), "zstd") as stream:
+        unpacked: bytes = stream.read()
+    return unpacked
+
+
+def kind_of(data: bytes) -> tuple[str, str, str] | None:
+    """(kind, the kind in words, what to do) by the first bytes; None for text and the unknown."""
+    begin = data[:64].lstrip().lower()
+    for magic, kind, words, remedy in _KINDS:
+        if data.startswith(magic) or (kind == "html" and begin.startswith(magic)):
+            return kind, words, remedy
+    return ("tar", "a tar archive", "unpack it") if data[257:262] == b"ustar" else None
+
+
+def check_kind(path: Path, data: bytes, expected: str | None) -> None:
+    """Refuse a file that is of another kind than its name says; `expected` None: text."""
+    kind = kind_of(data)
+    if kind is None or kind[0] == expected:
+        return
+    raise InputError(f"{path}: this is {kind[1]}, whatever its name says; {kind[2]}")
