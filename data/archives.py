@@ -6,6 +6,7 @@ import bz2
 import gzip
 import lzma
 import zlib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -76,15 +77,23 @@ def unpack(path: Path) -> bytes:
 def _decompress(raw: bytes, compression: str) -> bytes:
     if compression == "gzip":
         return gzip.decompress(raw)
-    if compression == "bzip2":
-        return bz2.decompress(raw)
-    if compression == "xz":
-        return lzma.decompress(raw)
+    if compression in ("bzip2", "xz"):
+        return b"".join(_members(raw, compression))
     import pyarrow
 
     with pyarrow.CompressedInputStream(pyarrow.BufferReader(raw), "zstd") as stream:
         unpacked: bytes = stream.read()
     return unpacked
+
+
+def _members(raw: bytes, compression: str) -> Iterator[bytes]:
+    """Member after member: the modules' own `decompress` drops what follows a damaged one."""
+    while raw:
+        member = bz2.BZ2Decompressor() if compression == "bzip2" else lzma.LZMADecompressor()
+        yield member.decompress(raw)
+        if not member.eof:
+            raise EOFError("it ends before its end marker")
+        raw = member.unused_data.lstrip(b"\0")
 
 
 def kind_of(data: bytes) -> tuple[str, str, str] | None:

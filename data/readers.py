@@ -1,8 +1,9 @@
 """Read local files row by row, with line numbers.
 
-The format is that of the suffix, in any case, compressed or not (`train.JSONL.gz`). A row is `(where, columns)`: `("train.jsonl:17", {"prompt": ..., ...})`. Rows are numbered from 1,
-as lines are. Local files are never read through `datasets`, which loses bad rows silently. Here
-anything that is not a row ends the reading with one line: `file:line:column: reason; what to do`.
+The format is that of the suffix, in any case, compressed or not (`train.JSONL.gz`). A row is
+`(where, columns)`: `("train.jsonl:17", {"prompt": ..., ...})`. Rows are numbered from 1, as lines
+are. Local files are never read through `datasets`, which loses bad rows silently. Here anything
+that is not a row ends the reading with one line: `file:line:column: reason; what to do`.
 """
 
 from __future__ import annotations
@@ -12,10 +13,10 @@ import io
 import json
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Any
 
 from data.archives import COMPRESSIONS, check_kind, file_name, unpack
-from data.errors import BAD_DATA, NO_INPUT, InputError
+from data.columnar import read_arrow, read_parquet
+from data.errors import NO_INPUT, InputError
 from data.tables import rows_of_object
 
 Found = tuple[str, dict[str, object]]  # where, columns
@@ -250,78 +251,14 @@ def _read_txt(path: Path, notes: list[str]) -> Iterator[Found]:
             yield f"{path}:{number}", {"text": line.removesuffix("\r")}
 
 
-def _read_parquet(path: Path, notes: list[str]) -> Iterator[Found]:
-    from pyarrow import parquet
-
-    yield from _batches(path, "parquet", lambda file: parquet.ParquetFile(file))
-
-
-def _read_arrow(path: Path, notes: list[str]) -> Iterator[Found]:
-    """Arrow's stream, which `datasets` writes, or its file format."""
-    yield from _batches(path, "arrow", _open_arrow)
-
-
-def _open_arrow(file: Any) -> Any:
-    import pyarrow
-
-    if bytes(file.read(6)) == b"ARROW1":
-        file.seek(0)
-        return pyarrow.ipc.open_file(file)
-    file.seek(max(0, file.size() - 8))
-    if bytes(file.read(8)) != b"\xff\xff\xff\xff\0\0\0\0":
-        raise pyarrow.ArrowInvalid("the end of the stream is missing")
-    file.seek(0)
-    return pyarrow.ipc.open_stream(file)
-
-
-def _batches(path: Path, kind: str, opened: Callable[[Any], Any]) -> Iterator[Found]:
-    import pyarrow
-
-    number = 0
-    try:
-        if file_name(path).compression:
-            data = unpack(path)
-            check_kind(path, data, kind)
-            file = pyarrow.BufferReader(data)
-        else:
-            with open(path, "rb") as beginning:
-                check_kind(path, beginning.read(512), kind)
-            file = pyarrow.memory_map(str(path))
-        reader = opened(file)
-        names = reader.schema.names if kind == "arrow" else reader.schema_arrow.names
-        if len(set(names)) < len(names):
-            raise InputError(f"{path}: a column is there twice; rename one of the two")
-        for batch in _each(reader):
-            for row in batch.to_pylist():
-                number += 1
-                yield f"{path}:row {number}", row
-    except (pyarrow.ArrowException, UnicodeDecodeError, OSError) as error:
-        reason = " ".join(str(error).split())
-        gone = isinstance(error, (FileNotFoundError, PermissionError))
-        raise InputError(
-            f"{path}:row {number + 1}: not readable as {kind} ({reason}); write the file again",
-            NO_INPUT if gone else BAD_DATA,
-        ) from error
-
-
-def _each(reader: Any) -> Iterator[Any]:
-    """The record batches of a parquet file, an arrow file or an arrow stream."""
-    if hasattr(reader, "iter_batches"):
-        yield from reader.iter_batches()
-    elif hasattr(reader, "num_record_batches"):
-        yield from (reader.get_batch(i) for i in range(reader.num_record_batches))
-    else:
-        yield from reader
-
-
 READERS: dict[str, Callable[[Path, list[str]], Iterator[Found]]] = {
     ".jsonl": _read_jsonl,
     ".ndjson": _read_jsonl,
     ".json": _read_json,
     ".csv": _read_csv,
     ".tsv": _read_tsv,
-    ".parquet": _read_parquet,
-    ".arrow": _read_arrow,
+    ".parquet": lambda path, notes: read_parquet(path),
+    ".arrow": lambda path, notes: read_arrow(path),
     ".txt": _read_txt,
 }
 
