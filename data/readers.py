@@ -36,8 +36,11 @@ METADATA = {
 def is_metadata(path: Path) -> bool:
     """Whether a file is about data and not data, by its name."""
     about = ("readme", "license", "licence", "notice", "requirements", "citation", "changelog")
-    stem = file_name(path).stem.lower()
-    return path.name.lower() in METADATA or (stem in about and file_name(path).suffix == ".txt")
+    name = file_name(path)
+    cached = path.name.startswith("cache-") and name.suffix == ".arrow"  # what `datasets` mapped
+    by_suffix = name.suffix in (".lst", ".lock", ".metadata")
+    text = name.stem.lower() in about and name.suffix in ("", ".md", ".txt")
+    return cached or by_suffix or text or path.name.lower() in METADATA
 
 
 def is_data(path: Path) -> bool:

@@ -15,7 +15,7 @@ from runs import ROOT
 ORDER = """
 data/ errors archives columnar tables readers rows encode batches trees splits
 data/pocket/ world rows text base __init__ __main__
-data/ piqa sources records prompts __init__
+data/ piqa selection shards cards folders locations sources records prompts __init__
 losses/ base sampling_config advantages logprobs LOSSES __init__
 models/ locate load forward inference layout __init__
 rollout/ state rewards sample score reward_model experience steps __init__

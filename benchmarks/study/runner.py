@@ -26,8 +26,7 @@ from filelock import FileLock
 from benchmarks.record import commit
 from benchmarks.study.plan import Stage, Study, cores
 from data.pocket import BASE_DIR
-from data.readers import READERS
-from data.sources import HELDOUT, TRAIN
+from data.folders import scan
 from runtime.files import read_json, write_json
 
 FILES = ("ref_model", "prompts")  # flags that may name files, beside the study's own
@@ -61,7 +60,7 @@ Outcomes = dict[tuple[int, str], Outcome]
 def fingerprint(name: str | Path) -> str:
     """sha256 over a model's weights or a data set's files; what is no path is its own name.
 
-    Data may lie one folder below (data/sources.py), labels beside the file that is named.
+    Data may lie in folders below (data/folders.py), labels beside the file that is named.
     """
     path = BASE_DIR if name == "pocket" else Path(name).expanduser()
     if not path.exists():
@@ -70,10 +69,10 @@ def fingerprint(name: str | Path) -> str:
         labels = path.with_name(f"{path.stem}-labels.lst")
         folder, files = path.parent, [path, *([labels] if labels.exists() else [])]
     else:
-        kinds = {".safetensors", ".bin", ".lst", *READERS}
-        below = [f for f in path.glob("*/*") if re.split(r"[-.]", f.name)[0] in (*TRAIN, *HELDOUT)]
-        every = [*path.iterdir(), *below]
-        folder, files = path, sorted(f for f in every if f.suffix in kinds and f.is_file())
+        kinds = {".safetensors", ".bin", ".lst", ".jsonl", ".json", ".csv", ".parquet"}
+        top = [file for file in path.iterdir() if file.suffix in kinds and file.is_file()]
+        below = [] if (path / "config.json").exists() else scan(path)  # not of a model
+        folder, files = path, sorted({*top, *below})
     # what os.stat says is the key, so that hundreds of megabytes are read once and not every time
     return _digest(folder, tuple((f, f.stat().st_size, f.stat().st_mtime_ns) for f in files))
 
