@@ -29,6 +29,8 @@ _KINDS = (
     (b"\x93NUMPY", "numpy", "a numpy file", "write its rows as .jsonl"),
     (b"\x80\x04\x95", "pickle", "a pickle, which is not opened", "write its rows as .jsonl"),
     (b"version https://git-lfs", "lfs", "a Git LFS pointer and not the file", "run `git lfs pull`"),
+    (b"\xff\xfe", "utf-16", "UTF-16 text", "save it as UTF-8"),
+    (b"\xfe\xff", "utf-16", "UTF-16 text", "save it as UTF-8"),
     (b"<!doctype html", "html", "a web page", "download the file itself"),
     (b"<html", "html", "a web page", "download the file itself"),
 )  # fmt: skip

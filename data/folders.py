@@ -46,7 +46,7 @@ def open_folder(path: Path, config: str | None = None) -> Folder:
     configs, default, note = read_configs(path)
     notes = [note] if note else []
     if not configs:
-        if config is not None:
+        if config not in (None, "default"):
             if not (path / config).is_dir():
                 raise InputError(
                     f"{name}: no configuration {config!r}; give {name} alone", NO_INPUT
@@ -93,7 +93,7 @@ def open_glob(pattern: str) -> Folder | None:
     splits = _by_name(root, files)
     trains = {bool(parsed and parsed.trains) for s in splits if (parsed := split_name(s))}
     if len(trains) < 2:  # all of one kind: the pattern says which are meant
-        return Folder(pattern, {"train": files}, notes)
+        return Folder(pattern, {"train": files}, notes, inferred=True)
     read = [file for split in splits.values() for file in split]
     return Folder(pattern, splits, notes + _unread(root, files, read), inferred=True)
 

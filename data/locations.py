@@ -20,6 +20,7 @@ from data.errors import NO_INPUT, USAGE, InputError
 from data.readers import READERS
 from data.selection import parse_split
 
+WORLDS = ("pocket", "piqa")  # names of our own, never of files
 _HUB = re.compile(r"(?:[\w.-]+/)?[\w.-]+(?::[\w.-]+)?(?:@[\w./-]+)?")
 _WITH_SPLIT = re.compile(r"(?P<name>.+)\[(?P<split>[\w. ,-]*)\]")
 
@@ -74,6 +75,8 @@ def _on_disk(text: str) -> Location | None:
 
 
 def _path(text: str) -> Location | None:
+    if text in WORLDS:
+        return None
     if text and os.path.exists(os.path.expanduser(text)):
         return Location("path", text)
     folder, _, config = text.rpartition(":")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import glob
+import os
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -18,12 +20,12 @@ from data.shards import in_order, sets, shard, suffixes
 class Part(NamedTuple):
     """One split: its name for messages, its rows, read when iterated over, and what to tell.
 
-    `notes` may grow while the rows are read.
+    `notes` are complete when the rows have been read: a file may say how its rows lie in it.
     """
 
     name: str
     rows: Iterable[Found]
-    notes: list[str]
+    notes: Sequence[str] = ()
 
 
 class Source(NamedTuple):
@@ -86,6 +88,9 @@ def _open(location: Location, asked: tuple[str, str | None] | None, pairs: bool)
         path = Path(location.name).expanduser()
         if path.is_dir():
             opened = _folder(open_folder(path, location.config), asked, pairs)
+            # a card may give one file to two splits, and the hub's cache links equal files to one
+            once = {identity: (name, identity) for name, identity in opened.read}
+            opened = opened._replace(read=list(once.values()))
         else:
             check_name(path)
             opened = _folder(Folder(str(path), {"train": [path]}, []), asked, pairs)
@@ -121,7 +126,7 @@ def _folder(folder: Folder, asked: tuple[str, str | None] | None, pairs: bool) -
         files = _files(folder, split)
         own = notes if split == (train or heldout) else []
         if len(sets(files)) > 1:
-            own.append(f"{split}: {len(files)} files, {listed(_short(files, folder.name))}")
+            own.append(f"{split}: {len(files)} files, {listed(_short(files))}")
         parts.append(Part(_label(files, folder, split), _rows(files, own), own))
         read += [(str(file), _identity(file)) for file in files]
     return _Opened(Source(parts[0], parts[1]), read, [])
@@ -144,13 +149,15 @@ def _label(files: Sequence[Path], folder: Folder, split: str) -> str:
         return str(first)
     if len(sets(files)) == 1 and shard(first).total:
         return f"{first.parent}/{shard(first).base}-*{suffixes(first)}"
+    whole = not folder.inferred or glob.has_magic(folder.name)
     one = len(folder.splits) == 1 and not folder.absent
-    return folder.name if one and not folder.inferred else f"{folder.name}[{split}]"
+    return folder.name if one and whole else f"{folder.name}[{split}]"
 
 
-def _short(files: Sequence[Path], base: str) -> list[str]:
-    root = Path(base).expanduser()
-    return [str(f.relative_to(root) if f.is_relative_to(root) else f) for f in files]
+def _short(files: Sequence[Path]) -> list[str]:
+    """The names of the files below the folder that they all lie in."""
+    root = os.path.commonpath([file.parent for file in files])
+    return [os.path.relpath(file, root) for file in files]
 
 
 def _identity(file: Path) -> object:

@@ -11,7 +11,6 @@ import functools
 import hashlib
 import json
 import os
-import re
 import shutil
 import statistics
 import subprocess
@@ -25,8 +24,8 @@ from filelock import FileLock
 
 from benchmarks.record import commit
 from benchmarks.study.plan import Stage, Study, cores
-from data.pocket import BASE_DIR
 from data.folders import scan
+from data.pocket import BASE_DIR
 from runtime.files import read_json, write_json
 
 FILES = ("ref_model", "prompts")  # flags that may name files, beside the study's own
