@@ -26,6 +26,8 @@ from benchmarks.record import commit
 from benchmarks.study.plan import Stage, Study, cores
 from data.folders import scan
 from data.pocket import BASE_DIR
+from data.selection import split_name
+from data.shards import shard
 from runtime.files import read_json, write_json
 
 FILES = ("ref_model", "prompts")  # flags that may name files, beside the study's own
@@ -70,10 +72,19 @@ def fingerprint(name: str | Path) -> str:
     else:
         kinds = {".safetensors", ".bin", ".lst", ".jsonl", ".json", ".csv", ".parquet"}
         top = [file for file in path.iterdir() if file.suffix in kinds and file.is_file()]
-        below = [] if (path / "config.json").exists() else scan(path)  # not of a model
-        folder, files = path, sorted({*top, *below})
+        folder, files = path, sorted({*top, *_below(path)})
     # what os.stat says is the key, so that hundreds of megabytes are read once and not every time
     return _digest(folder, tuple((f, f.stat().st_size, f.stat().st_mtime_ns) for f in files))
+
+
+def _below(path: Path) -> list[Path]:
+    """The data files in and below a directory that have a split in their names."""
+    names = {file: shard(file.relative_to(path)).base for file in scan(path)}
+    return [
+        file
+        for file, base in names.items()
+        if any(map(split_name, (base, *file.relative_to(path).parent.parts)))
+    ]
 
 
 @functools.cache
