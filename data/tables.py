@@ -30,8 +30,10 @@ def rows_of_object(value: Mapping[str, object], path: object) -> tuple[Sequence[
     objects = {key: item for key, item in value.items() if isinstance(item, dict)}
     if any(_messages(item) for item in lists.values()):
         return [value], ""
-    tables = [key for key, item in lists.items() if item and all(isinstance(x, dict) for x in item)]
-    if tables and not _TEXTS & {key for key in value if key not in tables or key == "tools"}:
+    tables = [key for key, item in lists.items() if any(isinstance(x, dict) for x in item)]
+    others = {key for key in value if key not in tables}
+    beside_columns = bool(others) and others <= set(lists)  # a column may hold objects
+    if tables and not beside_columns and not _TEXTS & (others | {"tools"} & set(value)):
         if len(tables) > 1:
             names = ", ".join(map(repr, tables))
             raise InputError(f"{path}: rows under several keys ({names}); {_FIX} in a file each")
