@@ -74,6 +74,8 @@ def open_folder(path: Path, config: str | None = None) -> Folder:
 def open_glob(pattern: str) -> Folder | None:
     """The files that match, as one source; by splits where their names tell them apart."""
     found = sorted(glob.glob(os.path.expanduser(pattern), recursive=True))
+    if "__" not in pattern:  # __pycache__ and the like
+        found = [name for name in found if f"{os.sep}__" not in name]
     if not found:
         return None
     paths = [Path(name) for name in found]

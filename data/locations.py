@@ -80,7 +80,7 @@ def _path(text: str) -> Location | None:
     if text and os.path.exists(os.path.expanduser(text)):
         return Location("path", text)
     folder, _, config = text.rpartition(":")
-    if folder and config and os.path.isdir(os.path.expanduser(folder)):
+    if folder and config and "[" not in config and os.path.isdir(os.path.expanduser(folder)):
         return Location("path", folder, config)
     return None
 

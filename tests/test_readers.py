@@ -75,7 +75,7 @@ def table_forms(rows):
         "pandas split": {
             "columns": names,
             "index": list(range(len(rows))),
-            "data": [list(row.values()) for row in rows],
+            "data": [[row[n] for n in names] for row in rows],
         },
     }
 
