@@ -71,13 +71,13 @@ def open_folder(path: Path, config: str | None = None) -> Folder:
     return Folder(name, {s: files for s, files in found.items() if files}, notes, absent)
 
 
-def open_glob(pattern: str) -> Folder | None:
+def open_glob(pattern: str) -> Folder:
     """The files that match, as one source; by splits where their names tell them apart."""
     found = sorted(glob.glob(os.path.expanduser(pattern), recursive=True))
     if "__" not in pattern:  # __pycache__ and the like
         found = [name for name in found if f"{os.sep}__" not in name]
     if not found:
-        return None
+        raise InputError(f"no file matches {pattern}; check the pattern", NO_INPUT)
     paths = [Path(name) for name in found]
     files = [path for path in paths if is_data(path) and not path.is_dir()]
     if not files:

@@ -80,7 +80,12 @@ def _path(text: str) -> Location | None:
     if text and os.path.exists(os.path.expanduser(text)):
         return Location("path", text)
     folder, _, config = text.rpartition(":")
-    if folder and config and "[" not in config and os.path.isdir(os.path.expanduser(folder)):
+    if (
+        folder
+        and config
+        and not set(config) & set("[,=")
+        and os.path.isdir(os.path.expanduser(folder))
+    ):
         return Location("path", folder, config)
     return None
 
@@ -115,7 +120,7 @@ def _absent(text: str, data: str) -> Location:
     if found := _WITH_SPLIT.fullmatch(name):
         name, split = found["name"], parse_split(found["split"], text)
     if glob.has_magic(name):
-        raise InputError(f"no file matches {name}; check the pattern", NO_INPUT)
+        return Location("glob", name, None, split, weight)  # which says that nothing matches
     if _is_path(name):
         raise InputError(f"no such file or directory: {name}; {_guess(name)}", NO_INPUT)
     return Location("name", name, None, split, weight)

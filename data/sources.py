@@ -81,9 +81,7 @@ def _open(location: Location, asked: tuple[str, str | None] | None, pairs: bool)
     if location.kind == "name":
         opened = _named(location.name, asked, pairs)
     elif location.kind == "glob":
-        folder = open_glob(location.name)
-        assert folder is not None  # `locate` has seen a match
-        opened = _folder(folder, asked, pairs)
+        opened = _folder(open_glob(location.name), asked, pairs)
     else:
         path = Path(location.name).expanduser()
         if path.is_dir():

@@ -5,108 +5,13 @@ import json
 import shutil
 
 import pytest
-from datafiles import PAIR, lines, parquet, write
+from datafiles import parquet, write
+from directories import one, opened, refused, row
 
 from data import errors
-from data.errors import InputError
 from data.sources import open_source
 
 CARD = "---\nlicense: mit\n{}---\n# A data set\n"
-
-
-def row(text):
-    return PAIR | {"prompt": text}
-
-
-def one(text):
-    return lines(row(text))
-
-
-def prompts(part):
-    return None if part is None else [columns["prompt"] for _, columns in part.rows]
-
-
-def opened(folder, name="", **options):
-    """(prompts to train on, prompts held out, all notes)."""
-    source = open_source(f"{folder}{name}", **options)
-    train, heldout = prompts(source.train), prompts(source.heldout)
-    notes = [note for part in source[:2] if part for note in part.notes]
-    return train, heldout, notes
-
-
-def refused(folder, name="", code=errors.NO_INPUT, **options):
-    with pytest.raises(InputError) as error:
-        opened(folder, name, **options)
-    told = str(error.value)
-    assert error.value.exit_code == code and "\n" not in told
-    return told
-
-
-# ---------------------------------------------------------------- shards
-
-
-@pytest.mark.parametrize("suffix", [".jsonl", ".parquet", ".jsonl.gz", ".JSON"])
-@pytest.mark.parametrize("base", ["train", "train_prefs", "data/train", "data/train_prefs"])
-@pytest.mark.parametrize("there", [[0], [1], [2], [0, 1], [0, 2], [1, 2]])
-def test_field_12_a_missing_shard_is_named(tmp_path, suffix, base, there):
-    write(tmp_path, {f"{base}-0000{i}-of-00003{suffix}": "never read" for i in there})
-    missing = min({0, 1, 2} - set(there))
-    told = refused(tmp_path)
-    assert told.startswith(f"{tmp_path}/{base}-0000{missing}-of-00003{suffix}: ")
-    # by a glob that matches what there is, and by its own name
-    assert refused(tmp_path, f"/{base}*") == told
-    for i in there:
-        left = min({0, 1, 2} - {i})
-        told = refused(tmp_path, f"/{base}-0000{i}-of-00003{suffix}")
-        assert f"{base}-0000{left}-of-00003{suffix}: 2 of the 3 files" in told
-        assert "give the directory or a glob" in told
-
-
-def test_field_12_a_whole_set_is_read_in_the_order_of_its_numbers(tmp_path):
-    for count, first in ((11, 0), (11, 1), (1, 0)):
-        folder = tmp_path / f"{count}-{first}"
-        names = {f"train-{i}-of-{count}.jsonl": one(str(i)) for i in range(first, first + count)}
-        write(folder, names)
-        want = [str(i) for i in range(first, first + count)]
-        assert opened(folder)[0] == want
-        assert opened(folder, "/*.jsonl")[0] == want
-    assert opened(tmp_path / "1-0", "/train-0-of-1.jsonl")[0] == ["0"]
-
-
-def test_field_12_shards_given_one_by_one_are_a_set_too(tmp_path):
-    write(tmp_path, {f"a-{i}-of-2.jsonl": one(str(i)) for i in range(2)})
-    from data.sources import open_sources
-
-    sources = open_sources(f"{tmp_path}/a-0-of-2.jsonl,{tmp_path}/a-1-of-2.jsonl")
-    assert [prompts(source.train) for source in sources] == [["0"], ["1"]]
-
-
-@pytest.mark.parametrize("more, said", [
-    ("train-00000-of-00002-abc.jsonl", "are the same piece; remove one"),
-    ("train-00000-of-00001.jsonl", "are of sets of"),
-    ("train-00002-of-00002.jsonl", "numbered beyond its set of 2"),
-    ("train.jsonl", "both "),
-    ("train.csv", "both "),
-    ("train-00000-of-00002.csv", "both "),
-])  # fmt: skip
-def test_field_12_a_set_with_something_else_in_it_is_refused(tmp_path, more, said):
-    write(tmp_path, {f"train-0000{i}-of-00002.jsonl": one(str(i)) for i in range(2)})
-    assert opened(tmp_path)[0] == ["0", "1"]
-    write(tmp_path, {more: one("more")})
-    assert said in refused(tmp_path)
-
-
-def test_a_split_that_is_not_read_may_lack_files(tmp_path):
-    names = ["train_sft-0-of-1", "test_sft-0-of-1", "train_gen-0-of-9"]
-    write(tmp_path, {f"data/{name}.jsonl": one(name) for name in names})
-    assert opened(tmp_path, pairs=False)[:2] == ([names[0]], [names[1]])
-    assert "train_gen-1-of-9.jsonl" in refused(tmp_path, "[train_gen]")
-
-
-def test_of_in_a_name_does_not_make_a_shard(tmp_path):
-    write(tmp_path, {"best-of-5.jsonl": one("a"), "gpt4-of-2024.jsonl": one("b")})
-    assert opened(tmp_path, "/best-of-5.jsonl")[0] == ["a"]
-    assert opened(tmp_path, "/gpt4-of-2024.jsonl")[0] == ["b"]
 
 
 # ---------------------------------------------------------------- save_to_disk
@@ -398,6 +303,9 @@ def test_what_a_glob_matches_and_cannot_read_is_named_or_refused(tmp_path):
     write(tmp_path, {"a.jsonl": one("a"), "b.md": "", "sub/c.png": "", "README.md": ""})
     assert opened(tmp_path, "/*") == (["a"], None, ["not read: b.md, sub"])
     assert "none of the 1 matches is a data file" in refused(tmp_path, "/s*")
+    write(tmp_path, {"__x__/b.csv": ""})
+    assert "no file matches" in refused(tmp_path, "/*/b.csv")
+    assert "prompt" not in refused(tmp_path, "/__x__/*.csv", code=errors.BAD_DATA)
     told = refused(tmp_path, "/*.csv")
     assert told == f"no file matches {tmp_path}/*.csv; check the pattern"
 

@@ -6,7 +6,7 @@ from datafiles import BAD, GOOD, PAIR, PIQA, USER, bare, lines, parquet, write
 from data import errors, pocket
 from data.errors import InputError
 from data.records import Record, hold_out, load_data, load_heldout
-from data.sources import open_source, open_sources
+from data.sources import open_source
 
 
 def piqa_files(**changes):
