@@ -5,6 +5,7 @@ from __future__ import annotations
 import bz2
 import gzip
 import lzma
+import re
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,25 +15,29 @@ from data.errors import NO_INPUT, InputError
 
 COMPRESSIONS = {".gz": "gzip", ".bz2": "bzip2", ".xz": "xz", ".zst": "zstandard"}
 
-# How files of a kind begin, and what to do with one under the name of another kind.
+# How files of a kind begin (a pattern), and what to do with one under the name of another kind.
 _KINDS = (
-    (b"\x1f\x8b", "gzip", "a gzip file", "let its name end in .gz"),
-    (b"BZh", "bzip2", "a bzip2 file", "let its name end in .bz2"),
-    (b"\xfd7zXZ\0", "xz", "an xz file", "let its name end in .xz"),
-    (b"\x28\xb5\x2f\xfd", "zstandard", "a zstandard file", "let its name end in .zst"),
-    (b"PAR1", "parquet", "a parquet file", "let its name end in .parquet"),
-    (b"ARROW1", "arrow", "an arrow file", "let its name end in .arrow"),
-    (b"\xff\xff\xff\xff", "arrow", "an arrow stream", "let its name end in .arrow"),
-    (b"PK\x03\x04", "zip", "a zip archive or a spreadsheet", "unpack or export it"),
-    (b"SQLite format 3\0", "sqlite", "an SQLite data base", "export its table"),
-    (b"\x89HDF\r\n", "hdf5", "an HDF5 file", "write its rows as .jsonl"),
-    (b"\x93NUMPY", "numpy", "a numpy file", "write its rows as .jsonl"),
-    (b"\x80\x04\x95", "pickle", "a pickle, which is not opened", "write its rows as .jsonl"),
-    (b"version https://git-lfs", "lfs", "a Git LFS pointer and not the file", "run `git lfs pull`"),
-    (b"\xff\xfe", "utf-16", "UTF-16 text", "save it as UTF-8"),
-    (b"\xfe\xff", "utf-16", "UTF-16 text", "save it as UTF-8"),
-    (b"<!doctype html", "html", "a web page", "download the file itself"),
-    (b"<html", "html", "a web page", "download the file itself"),
+    (rb"\x1f\x8b", "gzip", "a gzip file", "let its name end in .gz"),
+    (rb"BZh[1-9](1AY|\x17rE)", "bzip2", "a bzip2 file", "let its name end in .bz2"),
+    (rb"\xfd7zXZ\0", "xz", "an xz file", "let its name end in .xz"),
+    (rb"\x28\xb5\x2f\xfd|[\x50-\x5f]\x2aM\x18", "zstandard", "a zstandard file",
+     "let its name end in .zst"),
+    (rb"PAR[1E]\x15", "parquet", "a parquet file", "let its name end in .parquet"),
+    (rb"ARROW1\0\0", "arrow", "an arrow file", "let its name end in .arrow"),
+    (rb"\xff\xff\xff\xff", "arrow", "an arrow stream", "let its name end in .arrow"),
+    (rb"PK\x03\x04", "zip", "a zip archive or a spreadsheet", "unpack or export it"),
+    (rb"SQLite format 3\0", "sqlite", "an SQLite data base", "export its table"),
+    (rb"\x89HDF\r\n", "hdf5", "an HDF5 file", "write its rows as .jsonl"),
+    (rb"\x93NUMPY", "numpy", "a numpy file", "write its rows as .jsonl"),
+    (rb"\x80[\x02-\x05]", "pickle", "a pickle, which is not opened", "write its rows as .jsonl"),
+    (rb"version https://git-lfs", "lfs", "a Git LFS pointer and not the file",
+     "run `git lfs pull`"),
+    (rb".{257}ustar", "tar", "a tar archive", "unpack it"),
+    # with a byte order mark, or without one: two characters of the Latin alphabet
+    (rb"\xff\xfe\0\0|\0\0\xfe\xff|([^\0]\0{3}){2}|(\0{3}[^\0]){2}", "utf-32", "UTF-32 text",
+     "save it as UTF-8"),
+    (rb"\xff\xfe|\xfe\xff|([^\0]\0){2}|(\0[^\0]){2}", "utf-16", "UTF-16 text", "save it as UTF-8"),
+    (rb"\s*(?i:<!doctype html|<html)", "html", "a web page", "download the file itself"),
 )  # fmt: skip
 
 
@@ -100,11 +105,10 @@ def _members(raw: bytes, compression: str) -> Iterator[bytes]:
 
 def kind_of(data: bytes) -> tuple[str, str, str] | None:
     """(kind, the kind in words, what to do) by the first bytes; None for text and the unknown."""
-    begin = data[:64].lstrip().lower()
-    for magic, kind, words, remedy in _KINDS:
-        if data.startswith(magic) or (kind == "html" and begin.startswith(magic)):
+    for begin, kind, words, remedy in _KINDS:
+        if re.match(begin, data[:512], re.DOTALL):
             return kind, words, remedy
-    return ("tar", "a tar archive", "unpack it") if data[257:262] == b"ustar" else None
+    return None
 
 
 def check_kind(path: Path, data: bytes, expected: str | None) -> None:

@@ -227,7 +227,8 @@ def _cells(path: Path, delimiter: str, plural: str) -> Iterator[Found]:
         for cells in reader:
             where = f"{path}:{line}"
             line = reader.line_num + 1
-            if not any(cell.strip() for cell in cells) and len(cells) < max(2, len(header)):
+            white = not any(cell.strip() for cell in cells) and len(cells) < max(2, len(header))
+            if white and not (len(header) == 1 and cells == [""]):  # `""` is a cell
                 blank = blank or where
                 continue
             if blank:

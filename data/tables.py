@@ -32,7 +32,10 @@ def rows_of_object(value: Mapping[str, object], path: object) -> tuple[Sequence[
         return [value], ""
     tables = [key for key, item in lists.items() if any(isinstance(x, dict) for x in item)]
     others = {key for key in value if key not in tables}
-    beside_columns = bool(others) and others <= set(lists)  # a column may hold objects
+    # a column may hold objects: beside other columns, as long as they are
+    beside_columns = (
+        bool(others) and others <= set(lists) and len(set(map(len, lists.values()))) < 2
+    )
     if tables and not beside_columns and not _TEXTS & (others | {"tools"} & set(value)):
         if len(tables) > 1:
             names = ", ".join(map(repr, tables))

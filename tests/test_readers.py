@@ -161,9 +161,12 @@ LIES = {
     "zip": (b"PK\x03\x04rest", "this is a zip archive"),
     "LFS pointer": (b"version https://git-lfs.github.com/spec/v1\noid sha256:1", "Git LFS pointer"),
     "web page": (b"\n<!DOCTYPE html>\n<html>", "this is a web page"),
-    "UTF-16": ('{"a": 1}'.encode("utf-16"), "this is UTF-16 text"),
+    **{
+        code: ('{"a": 1}'.encode(code), f"this is {code[:6].upper()} text")
+        for width in (16, 32) for code in (f"utf-{width}", f"utf-{width}-le", f"utf-{width}-be")
+    },
     "tar": (b"a" * 257 + b"ustar" + b"\0" * 200, "this is a tar archive"),
-}
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("data, said", LIES.values(), ids=LIES)
@@ -178,6 +181,12 @@ def test_a_file_under_another_kinds_name_is_called_what_it_is(tmp_path, suffix, 
         if said.endswith(suffix.split(".")[1] + " file"):
             return
     assert said in refused(tmp_path, f"a{suffix}", data)
+
+
+@pytest.mark.parametrize("begin", ["BZhang", "PAR1", "ARROW1", "PKs", "<b>", "ustar"])
+def test_texts_that_begin_as_other_files_do_are_texts(tmp_path, begin):
+    assert read(tmp_path, "a.txt", begin) == [{"text": begin}]
+    assert read(tmp_path, "a.csv", f"{begin},b\nx,y\n") == [{begin: "x", "b": "y"}]
 
 
 @pytest.mark.parametrize("packed", [packed for packed in PACK if packed])
@@ -270,6 +279,16 @@ TABLES = {
 @pytest.mark.parametrize("value, said", TABLES.values(), ids=TABLES)
 def test_a_json_object_that_is_no_table_is_refused(tmp_path, value, said):
     assert said in refused(tmp_path, "a.json", json.dumps(value))
+
+
+def test_a_list_beside_the_rows_is_not_their_column(tmp_path):
+    value = {"data": ROWS, "sources": ["a", "b"]}
+    assert read(tmp_path, "a.json", json.dumps(value)) == ROWS
+
+
+def test_a_quoted_empty_cell_is_a_row_of_a_table_with_one_column(tmp_path):
+    rows = [{"text": text} for text in ("a", "", "b", "")]
+    assert read(tmp_path, "a.csv", 'text\na\n""\nb\n""\n\n') == rows
 
 
 def test_a_column_of_objects_is_a_column(tmp_path):
