@@ -45,9 +45,9 @@ def read_configs(folder: Path) -> tuple[list[Config], str | None, str]:
 
 
 def _config(folder: Path, item: Any) -> Config:
-    if not isinstance(item, dict) or not isinstance(item.get("config_name"), str):
+    if not isinstance(item, dict) or not isinstance(item.get("config_name"), (str, int, float)):
         raise InputError(f"{folder / 'README.md'}: an entry of configs has no name; correct it")
-    name = item["config_name"]
+    name = str(item["config_name"])
     files = item.get("data_files")
     patterns: dict[str, list[str]] = {}
     entries = files if isinstance(files, list) else [] if files is None else [files]
@@ -64,7 +64,13 @@ def _config(folder: Path, item: Any) -> Config:
                 " {split, path}; correct it"
             )
         patterns.setdefault(split, []).extend(paths)
-    return Config(name, folder / str(item.get("data_dir") or ""), patterns)
+    inside = str(item.get("data_dir") or "")
+    for path in (inside, *(path for paths in patterns.values() for path in paths)):
+        if leads_out(path):
+            raise InputError(
+                f"{folder / 'README.md'}: config {name}: {path} is not below it; correct it"
+            )
+    return Config(name, folder / inside, patterns)
 
 
 def pick(folder: Path, configs: list[Config], default: str | None, asked: str | None) -> Config:
@@ -88,15 +94,23 @@ def pick(folder: Path, configs: list[Config], default: str | None, asked: str | 
     return configs[names.index(wanted)]
 
 
-def matching(config: Config, split: str) -> list[Path]:
-    """The files of one split, pattern by pattern, each once."""
+def matching(config: Config, split: str) -> tuple[list[Path], list[str]]:
+    """The files of one split, pattern by pattern, each once; and the patterns without a file."""
     found: dict[Path, None] = {}
+    absent = []
     for pattern in config.patterns[split]:
-        if "://" in pattern:
-            continue
-        for name in sorted(glob.glob(pattern, root_dir=config.folder, recursive=True)):
-            path = config.folder / name
-            # a name that is no pattern is meant, whatever it is
-            if path.is_file() and (is_data(path) or not glob.has_magic(pattern)):
-                found.setdefault(path)
-    return list(found)
+        local = "://" not in pattern
+        names = glob.glob(pattern, root_dir=config.folder, recursive=True) if local else []
+        paths = [config.folder / name for name in sorted(names)]
+        # a name that is no pattern is meant, whatever it is
+        named = not glob.has_magic(pattern)
+        files = [path for path in paths if path.is_file() and (named or is_data(path))]
+        found |= dict.fromkeys(files)
+        if not files:
+            absent.append(pattern)
+    return list(found), absent
+
+
+def leads_out(path: str) -> bool:
+    """Whether a path that a downloaded file gives could be one outside its directory."""
+    return Path(path).is_absolute() or ".." in Path(path).parts

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from data.archives import file_name
-from data.cards import matching, pick, read_configs
+from data.cards import leads_out, matching, pick, read_configs
 from data.errors import NO_INPUT, InputError
 from data.readers import READERS, is_data, is_metadata
 from data.selection import TRAIN_WORDS, split_name
@@ -59,16 +59,18 @@ def open_folder(path: Path, config: str | None = None) -> Folder:
     if not chosen.patterns:
         return _inferred(name, chosen.folder, notes)
     found = {split: matching(chosen, split) for split in chosen.patterns}
-    absent = {s: ", ".join(chosen.patterns[s]) for s, files in found.items() if not files}
-    if not any(found.values()):
+    # datasets too refuses a split of which one pattern has no file
+    absent = {split: ", ".join(missing) for split, (_, missing) in found.items() if missing}
+    if not any(files for files, _ in found.values()):
         raise InputError(
             f"{name}: README.md's configuration {chosen.name} has the files"
             f" {', '.join(absent.values())}, and none is here; get them, or give the files",
             NO_INPUT,
         )
-    declared = [f for c in configs for split in c.patterns for f in matching(c, split)]
+    declared = [f for c in configs for split in c.patterns for f in matching(c, split)[0]]
     notes += _unread(path, scan(path), declared)
-    return Folder(name, {s: files for s, files in found.items() if files}, notes, absent)
+    whole = {split: files for split, (files, missing) in found.items() if not missing}
+    return Folder(name, whole, notes, absent)
 
 
 def open_glob(pattern: str) -> Folder:
@@ -115,7 +117,7 @@ def scan(folder: Path) -> list[Path]:
 
 def settle(name: str, files: Iterable[Path]) -> list[Path]:
     """The files of one split in order; in one folder no two may be the same table twice."""
-    groups = sets(files)
+    groups = sets(_as_saved(files))
     first: dict[tuple[Path, str], list[Path]] = {}
     order = list(READERS)
     for group in sorted(groups, key=lambda g: _rank(g[0], order)):
@@ -171,9 +173,14 @@ def _saved(folder: Path) -> list[Path] | None:
             f"{folder}: saved with a selection of rows (an old version of datasets); save it again"
         )
     try:
-        paths = [folder / str(entry["filename"]) for entry in files]
+        names = [str(entry["filename"]) for entry in files]
     except (KeyError, TypeError) as error:
         raise InputError(f"{folder / 'state.json'}: not readable; save it again") from error
+    if outside := [name for name in names if leads_out(name)]:
+        raise InputError(
+            f"{folder / 'state.json'}: {outside[0]} is not in its directory; save it again"
+        )
+    paths = [folder / name for name in names]
     for path in paths:
         if not path.exists():
             raise InputError(
@@ -184,6 +191,14 @@ def _saved(folder: Path) -> list[Path] | None:
     return paths
 
 
+def _as_saved(files: Iterable[Path]) -> list[Path]:
+    """The files with those of each folder that `save_to_disk` wrote as its state names them."""
+    by_folder: dict[Path, list[Path]] = {}
+    for file in files:
+        by_folder.setdefault(file.parent, []).append(file)
+    return [file for folder, own in by_folder.items() for file in _saved(folder) or own]
+
+
 def _saved_dict(name: str, folder: Path) -> Folder:
     saved = _json(folder / "dataset_dict.json")
     names = saved.get("splits") if isinstance(saved, dict) else None
@@ -192,7 +207,7 @@ def _saved_dict(name: str, folder: Path) -> Folder:
     splits: dict[str, list[Path]] = {}
     absent: dict[str, str] = {}
     for split in map(str, names):
-        files = _saved(folder / split)
+        files = None if leads_out(split) else _saved(folder / split)
         if files is None:
             absent[split] = str(folder / split / "state.json")
         else:

@@ -58,8 +58,15 @@ def in_order(files: Iterable[Path]) -> list[Path]:
     return [file for group in found for file in group]
 
 
+def as_given(files: Sequence[Path]) -> Sequence[Path]:
+    """The files as they are, where something other than their names says the order."""
+    for group in sets(files):
+        check_set(group)
+    return files
+
+
 def check_set(group: Sequence[Path]) -> None:
-    """The shards of one table must be 0 to N-1 of N, or 1 to N."""
+    """The shards of one table must be 0 to N-1 of N."""
     first = group[0]
     total = shard(first).total
     if total is None:
@@ -78,8 +85,7 @@ def check_set(group: Sequence[Path]) -> None:
                 f"{first.parent}: {twice.name} and {file.name} are the same piece; remove one",
                 NO_INPUT,
             )
-    start = 1 if total in by_index and 0 not in by_index else 0
-    missing = [index for index in range(start, start + total) if index not in by_index]
+    missing = [index for index in range(total) if index not in by_index]
     if missing:
         raise InputError(
             f"{first.parent / renumbered(first, missing[0])}: {len(missing)} of the {total} files"

@@ -14,7 +14,7 @@ from data.folders import Folder, listed, open_folder, open_glob, settle
 from data.locations import Location, locate
 from data.readers import Found, check_name, read_file
 from data.selection import choose, counterpart, parse_split
-from data.shards import in_order, sets, shard, suffixes
+from data.shards import as_given, in_order, sets, shard, suffixes
 
 
 class Part(NamedTuple):
@@ -104,13 +104,15 @@ def _folder(folder: Folder, asked: tuple[str, str | None] | None, pairs: bool) -
     train, heldout = choose(folder.name, names, asked, pairs, loose=loose)
     notes = [*folder.notes]
     if heldout in folder.absent and not (asked and asked[1]):
-        notes.append(f"{folder.name}: no file of the split {heldout} ({folder.absent[heldout]})")
+        notes.append(
+            f"{folder.name}: files of the split {heldout} are not here ({folder.absent[heldout]})"
+        )
         heldout = counterpart(train, [*folder.splits]) if train else None
     for split in (train, heldout):
         if split in folder.absent:
             raise InputError(
-                f"{folder.name}: no file of the split {split} ({folder.absent[split]});"
-                " get it, or choose another with --split",
+                f"{folder.name}: files of the split {split} are not here ({folder.absent[split]});"
+                " get them, or choose another with --split",
                 NO_INPUT,
             )
     if others := [split for split in folder.splits if split not in (train, heldout)]:
@@ -134,7 +136,7 @@ def _files(folder: Folder, split: str) -> list[Path]:
     files = folder.splits[split]
     if len(files) == 1 and str(files[0]) == folder.name:
         return files  # a file by its own name: its set is looked at with all others
-    return settle(folder.name, files) if folder.inferred else in_order(files)
+    return settle(folder.name, files) if folder.inferred else list(as_given(files))
 
 
 def _rows(files: Sequence[Path], notes: list[str]) -> Iterator[Found]:

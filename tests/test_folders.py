@@ -44,6 +44,12 @@ def test_field_18_what_save_to_disk_writes_is_read(saved):
 def test_field_18_the_order_of_the_files_is_that_of_the_state(saved):
     folder = saved("one", num_shards=3)
     assert opened(folder)[0] == [*"abcdef"]
+    state = json.loads((folder / "state.json").read_text())
+    state["_data_files"].reverse()
+    (folder / "state.json").write_text(json.dumps(state))
+    assert opened(folder)[0] == [*"efcdab"]
+    state["_data_files"].reverse()
+    (folder / "state.json").write_text(json.dumps(state))
     (folder / "cache-0123.arrow").write_bytes(b"what a map left")
     assert opened(folder) == ([*"abcdef"], None, [])
     state = json.loads((folder / "state.json").read_text())
@@ -61,7 +67,7 @@ def test_field_18_a_saved_data_set_that_lost_a_file_is_refused(saved):
     assert opened(folder, "[train]")[0] == [*"abcdef"]
     assert any("test/state.json" in note for note in opened(folder)[2])
     shutil.rmtree(folder / "train")
-    assert "no file of the split train" in refused(folder)
+    assert "files of the split train are not here" in refused(folder)
     folder = saved("one")
     (file,) = folder.glob("*.arrow")
     file.unlink()
@@ -72,11 +78,24 @@ def test_field_18_a_saved_data_set_that_lost_a_file_is_refused(saved):
     ("state.json", "{", "not readable"),
     ("state.json", '{"_data_files": [{}]}', "not readable"),
     ("state.json", '{"_data_files": [{"filename": "a"}], "_indices_data_files": [1]}', "selection"),
+    ("state.json", '{"_data_files": [{"filename": "../a.jsonl"}]}', "is not in its directory"),
     ("dataset_dict.json", "[]", "no splits in it"),
 ])  # fmt: skip
 def test_field_18_a_damaged_state_is_one_line(tmp_path, name, text, said):
     write(tmp_path, {name: text})
     assert said in refused(tmp_path, code=errors.BAD_DATA)
+
+
+def test_field_18_splits_saved_one_by_one_are_read_as_their_states_say(saved):
+    folder = saved("dict", num_shards={"train": 2, "test": 1})
+    (folder / "dataset_dict.json").unlink()
+    file = folder / "train" / "state.json"
+    state = json.loads(file.read_text())
+    assert opened(folder)[:2] == ([*"abcdef"], [*"gh"])
+    (folder / "train" / "other.arrow").write_bytes(b"not of the data set")
+    assert opened(folder)[:2] == ([*"abcdef"], [*"gh"])
+    file.write_text(json.dumps(state | {"_indices_files": [{"filename": "i.arrow"}]}))
+    assert "selection of rows" in refused(folder, code=errors.BAD_DATA)
 
 
 # ---------------------------------------------------------------- folders of the hub
@@ -206,7 +225,7 @@ def test_the_default_configuration_needs_no_name(tmp_path, change, want):
 
 @pytest.mark.parametrize("files", [
     "z.jsonl", "[z.jsonl]", "'**/z.jsonl'", "{train: z.jsonl}", "[{split: train, path: z.jsonl}]",
-    "[{split: any, path: [z.jsonl, none.jsonl]}]",
+    "[{split: any, path: [z.jsonl, '*z.jsonl']}]",
 ])  # fmt: skip
 def test_the_only_configuration_in_any_of_its_forms(tmp_path, files):
     card(tmp_path, f"configs:\n- config_name: x\n  data_files: {files}\n", "z.jsonl", "train.jsonl")
@@ -222,14 +241,37 @@ def test_a_configuration_may_be_a_folder(tmp_path):
 
 
 def test_files_of_the_card_that_were_not_downloaded(tmp_path):
-    card(tmp_path, TWO, "b.jsonl")
+    card(tmp_path, TWO, "a.jsonl", "b.jsonl")
     train, heldout, notes = opened(tmp_path, ":dpo")
-    assert (train, heldout) == (["b.jsonl"], None)
-    assert any("no file of the split test (c*.jsonl)" in note for note in notes)
+    assert (train, heldout) == (["b.jsonl", "a.jsonl"], None)
+    assert any("files of the split test are not here (c*.jsonl)" in note for note in notes)
     assert "configuration sft has the files sft/*.jsonl" in refused(tmp_path, ":sft")
-    assert "no file of the split test" in refused(tmp_path, ":dpo[train,test]")
+    assert "files of the split test are not here" in refused(tmp_path, ":dpo[train,test]")
+    (tmp_path / "a.jsonl").unlink()
     (tmp_path / "b.jsonl").rename(tmp_path / "c.jsonl")
-    assert "no file of the split train (b.jsonl, a.jsonl)" in refused(tmp_path, ":dpo")
+    assert "files of the split train are not here (b.jsonl, a.jsonl)" in refused(tmp_path, ":dpo")
+
+
+def test_a_split_of_which_one_file_is_missing_is_not_read_in_part(tmp_path):
+    card(tmp_path, TWO, "b.jsonl", "c1.jsonl")
+    assert "files of the split train are not here (a.jsonl)" in refused(tmp_path, ":dpo")
+    assert opened(tmp_path, ":dpo[test]")[0] == ["c1.jsonl"]
+
+
+@pytest.mark.parametrize("config", [
+    "data_files: ../secret.jsonl", "data_files: /etc/*.json", "data_dir: ..",
+    "data_files: [{split: train, path: [a/../../secret.jsonl]}]",
+])  # fmt: skip
+def test_a_card_names_no_file_outside_its_directory(tmp_path, config):
+    write(tmp_path, {"secret.jsonl": one("secret"), "train.jsonl": one("other")})
+    (tmp_path / "in").mkdir()
+    card(tmp_path / "in", f"configs:\n- config_name: x\n  {config}\n", "a.jsonl")
+    assert "is not below it" in refused(tmp_path, "/in", code=errors.BAD_DATA)
+
+
+def test_a_configuration_may_be_called_by_a_number(tmp_path):
+    card(tmp_path, "configs:\n- config_name: 2024\n  data_files: a.jsonl\n", "a.jsonl", "b.jsonl")
+    assert opened(tmp_path, ":2024")[0] == opened(tmp_path)[0] == ["a.jsonl"]
 
 
 def test_a_card_that_is_not_yaml_is_noted_and_the_names_of_files_decide(tmp_path):
