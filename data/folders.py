@@ -88,7 +88,7 @@ def open_glob(pattern: str) -> Folder:
             f" as in {pattern.rstrip('/')}/*.jsonl",
             NO_INPUT,
         )
-    root = Path(pattern).expanduser().parent
+    root = Path(os.path.expanduser(pattern)).parent
     while glob.has_magic(str(root)):
         root = root.parent
     holding = {parent for file in files for parent in file.parents}

@@ -134,7 +134,7 @@ def _is_path(name: str) -> bool:
 
 
 def _guess(name: str) -> str:
-    path = Path(name).expanduser()
+    path = Path(os.path.expanduser(name))
     if " " in name and all(_on_disk(part) for part in name.split()):
         return f"write several with commas: {','.join(name.split())}"
     near = [other.name for other in path.parent.iterdir()] if path.parent.is_dir() else []

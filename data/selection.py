@@ -40,7 +40,10 @@ def split_name(name: str) -> SplitName | None:
     if len(found) != 1:
         return None
     word = found[0]
-    return SplitName(name[: word.start()], word[0].lower(), name[word.end() :].strip("-._ "))
+    before, family = name[: word.start()], name[word.end() :].strip("-._ ")
+    if not family and before.strip("-._ ") in FAMILIES:  # sft_train
+        before, family = "", before.strip("-._ ")
+    return SplitName(before, word[0].lower(), family)
 
 
 def parse_split(asked: str, flag: str = "--split") -> tuple[str, str | None]:

@@ -83,7 +83,7 @@ def _open(location: Location, asked: tuple[str, str | None] | None, pairs: bool)
     elif location.kind == "glob":
         opened = _folder(open_glob(location.name), asked, pairs)
     else:
-        path = Path(location.name).expanduser()
+        path = Path(os.path.expanduser(location.name))
         if path.is_dir():
             opened = _folder(open_folder(path, location.config), asked, pairs)
             # a card may give one file to two splits, and the hub's cache links equal files to one

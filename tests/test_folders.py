@@ -160,6 +160,14 @@ def test_split_names_of_files_and_folders(tmp_path, train, test):
     assert opened(tmp_path)[:2] == (["train"], None if alone else ["test"])
 
 
+def test_field_19_families_are_told_apart_on_either_side_of_the_word(tmp_path):
+    names = ["sft_train", "sft_test", "prefs-train", "prefs-test", "gen.train"]
+    write(tmp_path, {f"{name}.jsonl": one(name) for name in names})
+    assert opened(tmp_path, pairs=False)[:2] == (["sft_train"], ["sft_test"])
+    assert opened(tmp_path, pairs=True)[:2] == (["prefs-train"], ["prefs-test"])
+    assert opened(tmp_path, split="gen_train")[:2] == (["gen.train"], None)
+
+
 @pytest.mark.parametrize(
     "name", ["restrain.jsonl", "latest.jsonl", "contest.jsonl", "evaluate.csv"]
 )

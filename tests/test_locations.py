@@ -51,6 +51,12 @@ def test_field_13_several_are_read_each_with_its_weight(here):
         open_source("a.jsonl,b.jsonl")
 
 
+def test_a_file_whose_name_begins_with_a_tilde_is_that_file(here):
+    (here / "~a.jsonl").write_text((here / "a.jsonl").read_text())
+    assert read_all("./~a.jsonl") == read_all("~a.jsonl") == [(["a"], None, 1.0)]
+    assert read_all("./~*.jsonl") == [(["a"], None, 1.0)]
+
+
 @pytest.mark.parametrize("weight", ["0", "-1", "nan", "inf", "1e999", "x", "", "2x", "=2"])
 @pytest.mark.parametrize("name", ["a.jsonl", "*.jsonl", "uf[train_sft]", "pocket", "me/pairs"])
 def test_field_13_a_weight_is_a_finite_number_above_0(here, name, weight):

@@ -157,6 +157,7 @@ def test_one_row_cannot_be_split(tmp_path):
 @pytest.mark.parametrize("name, guess", [
     ("./tain.jsonl", "did you mean train.jsonl?"),
     ("~/nosuch", "check the path"),
+    ("~nosuch/x.jsonl", "check the path"),
     (".nosuch", "check the path"),
     ("trian.jsonl", "did you mean train.jsonl?"),
     ("sub/trian.jsonl", "did you mean sub/train.jsonl?"),
