@@ -74,6 +74,13 @@ def test_field_18_a_saved_data_set_that_lost_a_file_is_refused(saved):
     assert f"{file}: state.json names it" in refused(folder)
 
 
+def test_a_saved_data_set_has_its_splits_in_its_directory(saved):
+    folder = saved("dict")
+    (folder / "dataset_dict.json").write_text('{"splits": ["../one"]}')
+    saved("one")
+    assert "files of the split ../one are not here" in refused(folder)
+
+
 @pytest.mark.parametrize("name, text, said", [
     ("state.json", "{", "not readable"),
     ("state.json", '{"_data_files": [{}]}', "not readable"),
@@ -264,6 +271,14 @@ def test_a_split_of_which_one_file_is_missing_is_not_read_in_part(tmp_path):
     card(tmp_path, TWO, "b.jsonl", "c1.jsonl")
     assert "files of the split train are not here (a.jsonl)" in refused(tmp_path, ":dpo")
     assert opened(tmp_path, ":dpo[test]")[0] == ["c1.jsonl"]
+
+
+def test_field_12_shards_of_a_card_are_counted_too(tmp_path):
+    text = "configs:\n- config_name: x\n  data_files: 'data/train-*'\n"
+    card(tmp_path, text, "data/train-00000-of-00002.jsonl")
+    assert "train-00001-of-00002.jsonl: 1 of the 2 files" in refused(tmp_path)
+    card(tmp_path, text, "data/train-00001-of-00002.jsonl")
+    assert opened(tmp_path)[0] == [f"data/train-0000{i}-of-00002.jsonl" for i in range(2)]
 
 
 @pytest.mark.parametrize("config", [

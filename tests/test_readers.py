@@ -165,7 +165,7 @@ LIES = {
         code: ('{"a": 1}'.encode(code), f"this is {code[:6].upper()} text")
         for width in (16, 32) for code in (f"utf-{width}", f"utf-{width}-le", f"utf-{width}-be")
     },
-    "tar": (b"a" * 257 + b"ustar" + b"\0" * 200, "this is a tar archive"),
+    "tar": (b"a\n" * 128 + b"\0ustar" + b"\0" * 200, "this is a tar archive"),
 }  # fmt: skip
 
 
