@@ -13,7 +13,7 @@ from data.errors import NO_INPUT, UNAVAILABLE, USAGE, InputError
 from data.folders import Folder, listed, open_folder, open_glob, settle
 from data.locations import Location, locate
 from data.readers import Found, check_name, read_file
-from data.selection import choose, counterpart, parse_split
+from data.selection import choose, counterpart, parse_split, split_name
 from data.shards import as_given, in_order, sets, shard, suffixes
 
 
@@ -115,8 +115,7 @@ def _folder(folder: Folder, asked: tuple[str, str | None] | None, pairs: bool) -
                 " get them, or choose another with --split",
                 NO_INPUT,
             )
-    if others := [split for split in folder.splits if split not in (train, heldout)]:
-        notes.append(f"splits not read: {', '.join(others)}")
+    notes += _not_read(folder.splits, (train, heldout))
     parts: list[Part | None] = []
     read: list[tuple[str, object]] = []
     for split in (train, heldout):
@@ -175,8 +174,7 @@ def _named(name: str, asked: tuple[str, str | None] | None, pairs: bool) -> _Ope
         name = "baber/piqa" if name == "piqa" else name
         found = _hub(name)
     chosen = choose(name, list(found), asked, pairs)
-    others = [split for split in found if split not in chosen]
-    notes = [f"splits not read: {', '.join(others)}"] if others else []
+    notes = _not_read(found, chosen)
     parts: list[Part | None] = []
     for split in chosen:
         label = f"{name}[{split}]"
@@ -184,6 +182,12 @@ def _named(name: str, asked: tuple[str, str | None] | None, pairs: bool) -> _Ope
         parts.append(Part(label, _numbered(label, found[split]), own) if split else None)
     read = [(f"{name}[{split}]", (name, split)) for split in chosen if split]
     return _Opened(Source(parts[0], parts[1]), [*read], [])
+
+
+def _not_read(splits: Iterable[str], chosen: tuple[str | None, str | None]) -> list[str]:
+    """A note on the splits that could have been trained on; further held-out ones need none."""
+    names = [s for s in splits if s not in chosen and ((n := split_name(s)) is None or n.trains)]
+    return [f"splits not read: {', '.join(names)}"] if names else []
 
 
 def _numbered(label: str, rows: Iterable[Mapping[str, Any]]) -> Iterator[Found]:

@@ -208,6 +208,7 @@ def test_piqa_is_the_hub_data_set_that_lm_eval_reads(tmp_path, hub):
     assert train[1].where == "baber/piqa[train]:row 2"
     assert heldout[0].where == "baber/piqa[validation]:row 1"
     assert told.startswith("train: 2 rows of baber/piqa[train]; held out: 2 rows of")
+    assert not any(part.notes for part in open_source("piqa")[:2])  # the test split is no news
 
 
 def test_hub_rows_are_checked_like_all_others(tmp_path, hub):
