@@ -64,6 +64,13 @@ def test_a_card_may_give_one_file_to_two_splits(tmp_path):
     assert opened(tmp_path)[:2] == (["a"], ["a"])
 
 
+def test_equal_files_of_the_hubs_cache_are_links_to_one(tmp_path):
+    write(tmp_path, {"blobs/a": one("a"), "snapshots/r/README.md": ""})
+    for name in ("train.jsonl", "test.jsonl"):
+        (tmp_path / "snapshots/r" / name).symlink_to(tmp_path / "blobs/a")
+    assert opened(tmp_path, "/snapshots/r")[:2] == (["a"], ["a"])
+
+
 def test_xz_files_may_be_padded(tmp_path):
     packed = lzma.compress(one("a").encode()) + b"\0" * 8 + lzma.compress(one("b").encode())
     write(tmp_path, {"a.jsonl.xz": packed})
