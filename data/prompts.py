@@ -150,7 +150,9 @@ class _Reader:
                 unread = Unread(judged, options, taken.required | taken.optional | kept)
             try:
                 record = _read(row, where, row_format, options)
-                unread.check(found, record)
+                unread.check(found, record)  # which may know where the prompt is
+                if isinstance(record.prompt, str) and not record.prompt.strip():
+                    raise InputError(f"{where}:prompt: {MISSING}")
                 columns = taken.of(_others(found, row, record), where, first=not count)
             except InputError as error:
                 if options.bad_rows == "stop" or error.exit_code == USAGE:
@@ -194,9 +196,8 @@ def _format_of(row: Mapping[str, object], where: str, options: ReadOptions) -> R
 def _read(
     row: Mapping[str, object], where: str, row_format: RowFormat, options: ReadOptions
 ) -> Record:
-    """The prompt of one row."""
+    """The prompt of one row; it may be empty if it is what two texts begin with."""
     options = replace(options, train_on="last")
-    missing = InputError(f"{where}:prompt: {MISSING}")
     if row_format is GOAL:
         goal = row.get("goal")
         prompt: object = f"{BEFORE_GOAL}{goal}{AFTER_GOAL}"
@@ -208,15 +209,11 @@ def _read(
         prompt = asked
     else:
         record = make_record(row, where, row_format, options)
-        if not isinstance(record.prompt, str):
-            answer: Text = [{"role": "assistant", "content": STAND_IN}]
-        elif record.prompt.strip():
-            answer = STAND_IN
-        else:
-            raise missing
+        chat = not isinstance(record.prompt, str)
+        answer: Text = [{"role": "assistant", "content": STAND_IN}] if chat else STAND_IN
         return replace(record, chosen=answer, rejected=None, margin=None, label=None)
     if not prompt or (isinstance(prompt, str) and not prompt.strip()):
-        raise missing
+        raise InputError(f"{where}:prompt: {MISSING}")
     wanted = {name: row[name] for name in ("system", *OF_THE_TEMPLATE) if name in row}
     alone = {"prompt": prompt, "completion": STAND_IN} | wanted
     return make_record(alone, where, COMPLETION, options)

@@ -239,7 +239,9 @@ def test_prompts_that_leave_no_room_are_counted_in_what_is_told(tmp_path):
 @pytest.mark.parametrize("row", [{"text": "hi"}, {"prompt": ""}])
 def test_a_row_without_a_prompt_is_named(tmp_path, row):
     prompts = write(tmp_path, {"p.jsonl": lines({"prompt": "a"}, row)}) / "p.jsonl"
-    done = run("--loss", "ppo", *QUICK, "--prompts", prompts, "--reward", "math:fsum", before=no_model)
+    done = run(
+        "--loss", "ppo", *QUICK, "--prompts", prompts, "--reward", "math:fsum", before=no_model
+    )
     assert done.code == errors.BAD_DATA
     assert done.line.startswith(f"{prompts}:2:prompt: missing; give `prompt`, or PIQA's `goal`, or")
 

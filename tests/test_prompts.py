@@ -192,6 +192,11 @@ def test_field_16_transcripts_that_another_loss_refuses_are_refused(tmp_path):
 @pytest.mark.parametrize(
     "row, flags, reason",
     [
+        (
+            {"question": "Is it?", "chosen": "Yes.", "rejected": "No."},
+            {},
+            "question: a text column",
+        ),
         ({"chosen": "Yes.", "rejected": "No."}, {}, "prompt: missing; give `prompt`, or PIQA's"),
         ({"text": "The sea is blue."}, {}, "prompt: missing; give `prompt`"),
         ({"messages": [GOOD]}, {}, "prompt: missing; give `prompt`"),
