@@ -94,15 +94,19 @@ def load_prompts(
         evaluated = _open(eval_data, replace(options, split=None))
         others = [part for found in evaluated if (part := found.heldout or found.train) is not None]
     known: set[str] = set()
-    train = [
-        record
-        for part, weight in parts
-        for record in weighted(reader.read(part, known), weight, f"{seed}/{part.name}")
-    ]
+    read = [reader.read(part, known) for part, _ in parts]
     known = set()
     heldout = [record for part in others for record in reader.read(part, known)]
     if not others:
-        train, heldout = hold_out(train, MOST_HELD_OUT, seed)
+        _, heldout = hold_out([r for records in read for r in records], MOST_HELD_OUT, seed)
+    drawn = {id(record) for record in heldout}
+    train = [
+        record
+        for (part, weight), records in zip(parts, read, strict=True)
+        for record in weighted(
+            [r for r in records if id(r) not in drawn], weight, f"{seed}/{part.name}"
+        )
+    ]
     description = f"{len(train):,} prompts of {source}; {len(heldout):,} held out"
     seen = {repr(record.prompt) for record in train}
     if overlap := sum(repr(record.prompt) in seen for record in heldout):

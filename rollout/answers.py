@@ -40,7 +40,7 @@ def _turn_end(tokenizer: PreTrainedTokenizerBase) -> str:
 
 
 def _without(text: str, end: str) -> str:
-    if text.endswith(end):
+    if text.endswith(end) or not end.strip():
         return text.removesuffix(end)
     visible = text.rstrip()
     return visible.removesuffix(end.strip()) if visible.endswith(end.strip()) else text

@@ -25,6 +25,10 @@ from models.load import load_scorer
 TAKEN = TakenColumns(optional=frozenset(OF_THE_TEMPLATE))
 
 
+# Text that a template which leaves out the answer would not write by chance.
+SOME_ANSWER = "Some answer."
+
+
 class ModelReward:
     """A `Reward` from a sequence classifier with one output, as `--loss reward` trains it.
 
@@ -152,7 +156,7 @@ def check_prompts(
             USAGE,
         )
     records = [
-        asked(record.prompt, "a", record.tools, record.template_kwargs, record.where)
+        asked(record.prompt, SOME_ANSWER, record.tools, record.template_kwargs, record.where)
         for record in prompts
     ]
     try:

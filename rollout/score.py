@@ -38,6 +38,10 @@ from data.readers import short
 #   columns    by name, one value a row as the data has it, None where a row has none
 Reward = Callable[..., Sequence[float]]
 
+# Names by which a function shows that it wants them in another order.
+PROMPTS = {"prompt", "prompts", "question", "questions", "query", "queries"}
+RESPONSES = {"response", "responses", "completion", "completions", "answer", "answers"}
+
 
 def load_reward(spec: str) -> Reward:
     """The function that `module:function` names, in an installed package or a file right here.
@@ -77,13 +81,30 @@ def load_reward(spec: str) -> Reward:
 
 
 def taken_columns(reward: Reward, by: str) -> TakenColumns:
-    """The columns that a function takes, by its parameters; `by` is how messages call it."""
+    """The columns that a function takes, by its parameters; `by` is how messages call it.
+
+    Raises:
+        InputError: it does not take prompts and responses as its first two arguments.
+    """
     try:
-        parameters = [*inspect.signature(reward).parameters.values()]
+        signature = inspect.signature(reward)
     except (TypeError, ValueError):  # some functions written in C do not tell
         return TakenColumns(by)
+    parameters = [*signature.parameters.values()]
     by_place = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
     given = [p for p in parameters if p.kind in by_place][:2]  # prompts and responses
+    names = [p.name.lower() for p in given]
+    fits = not RESPONSES & set(names[:1]) and not PROMPTS & set(names[1:])
+    try:
+        signature.bind_partial([], [])
+    except TypeError:
+        fits = False
+    if not fits:
+        raise InputError(
+            f"{by}: the function is called with a list of prompts and a list of responses, in this"
+            f" order, and its parameters are {signature}; give it these two first",
+            USAGE,
+        )
     by_name = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
     named = [p for p in parameters if p.kind in by_name and p not in given]
     required = frozenset(p.name for p in named if p.default is inspect.Parameter.empty)

@@ -231,7 +231,7 @@ def test_messages_are_answered_through_the_chat_template(go, folder, tmp_path):
 def test_prompts_that_leave_no_room_are_counted_in_what_is_told(tmp_path):
     rows = [{"prompt": "soup " * (50 if i % 10 == 0 else 1) + str(i)} for i in range(40)]
     prompts = write(tmp_path, {"p.jsonl": lines(*rows)}) / "p.jsonl"
-    flags = ["--prompts", prompts, "--reward", "math:fsum", "--max_length", 40, "--dry_run"]
+    flags = ["--prompts", prompts, "--reward", "math:dist", "--max_length", 40, "--dry_run"]
     done = run("--loss", "ppo", *QUICK, *flags, before=no_model)
     assert done.code == 0 and "4 prompts have no room for a response in --max_length 40" in done.out
 
@@ -240,7 +240,7 @@ def test_prompts_that_leave_no_room_are_counted_in_what_is_told(tmp_path):
 def test_a_row_without_a_prompt_is_named(tmp_path, row):
     prompts = write(tmp_path, {"p.jsonl": lines({"prompt": "a"}, row)}) / "p.jsonl"
     done = run(
-        "--loss", "ppo", *QUICK, "--prompts", prompts, "--reward", "math:fsum", before=no_model
+        "--loss", "ppo", *QUICK, "--prompts", prompts, "--reward", "math:dist", before=no_model
     )
     assert done.code == errors.BAD_DATA
     assert done.line.startswith(f"{prompts}:2:prompt: missing; give `prompt`, or PIQA's `goal`, or")
@@ -257,6 +257,6 @@ def test_a_flag_that_nothing_reads_is_refused(tmp_path, value):
 
 
 def test_no_prompt_file_is_one_line(tmp_path):
-    flags = [*QUICK, "--prompts", tmp_path / "none.jsonl", "--reward", "math:fsum"]
+    flags = [*QUICK, "--prompts", tmp_path / "none.jsonl", "--reward", "math:dist"]
     done = run("--loss", "ppo", *flags, before=no_model)
     assert done.code == errors.NO_INPUT and "none.jsonl" in done.line

@@ -15,6 +15,7 @@ from data.options import read_options
 from data.pocket import heldout_prompts, train_prompts
 from data.prompts import encode_prompts, load_prompts
 from data.rows import Record
+from data.sources import Part, Source
 
 GOALS = [{k: v for k, v in PIQA.items() if k != "label"} | {"goal": f"goal {i}"} for i in range(30)]
 ASKED = [{"prompt": f"Is {i} odd?"} for i in range(30)]
@@ -123,6 +124,15 @@ def test_a_row_without_a_prompt_is_named(tmp_path, row, reason):
         load(tmp_path, {"a.jsonl": lines(ASKED[0], row)}, "a.jsonl")
     assert str(error.value).startswith(f"{tmp_path}/a.jsonl:2:{reason}")
     assert "\n" not in str(error.value)
+
+
+def test_held_out_prompts_are_drawn_before_weights_count(monkeypatch):
+    rows = [("here", row) for row in ASKED]
+    found = [Source(Part("here", rows), None, weight=3.0)]
+    monkeypatch.setattr("data.prompts.open_sources", lambda *_, **__: found)
+    train, heldout, _ = load_prompts("here", 0)
+    assert (len(train), len(heldout)) == (81, 3)
+    assert len({*texts(train)}) == 27 and not {*texts(train)} & {*texts(heldout)}
 
 
 def test_one_prompt_alone_leaves_none_to_hold_out(tmp_path):

@@ -44,7 +44,7 @@ class Callable_:
         (lambda *both, answer: 0, "answer", "", False),
         (lambda p, r, *more: 0, "", "", False),
         (lambda p, r, /, answer: 0, "answer", "", False),
-        (lambda **everything: 0, "", "", True),
+        (lambda *both, **everything: 0, "", "", True),
         (Callable_(), "answer", "", False),
         (partial(lambda weight, p, r, answer: 0, 2.0), "answer", "", False),
         (pocket_reward, "", "", False),
@@ -63,6 +63,24 @@ def test_field_40_what_a_function_takes_is_read_from_its_parameters(
 
 def test_field_40_the_names_of_its_first_two_parameters_are_taken_too():
     assert {"questions", "texts"} <= taken_columns(lambda questions, texts, a: 0, BY).reserved
+
+
+@pytest.mark.parametrize(
+    "function, parameters",
+    [
+        (lambda completions, **kwargs: 0, "(completions, **kwargs)"),
+        (lambda **kwargs: 0, "(**kwargs)"),
+        (lambda *, prompts, responses: 0, "(*, prompts, responses)"),
+        (lambda completions, prompts: 0, "(completions, prompts)"),
+        (lambda texts, prompts, answer: 0, "(texts, prompts, answer)"),
+    ],
+)
+def test_field_40_a_function_that_cannot_be_given_two_lists_is_refused(function, parameters):
+    with pytest.raises(InputError) as error:
+        taken_columns(function, BY)
+    line = str(error.value)
+    assert line.startswith(f"{BY}: the function is called with a list of prompts and a list of")
+    assert f"its parameters are {parameters};" in line and error.value.exit_code == USAGE
 
 
 # ------------------------------------------------------------------------------ score

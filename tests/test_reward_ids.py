@@ -204,6 +204,13 @@ def test_field_7_what_is_sampled_reaches_the_reward_without_its_end(monkeypatch)
     assert [row.responses[0] for row in responses.rows] == [ids, ids]  # trained on as sampled
 
 
+def test_field_7_of_a_turn_that_ends_with_white_space_no_other_is_taken():
+    tokenizer = shaped(bos="tokenizer", template=LLAMA2)  # " Red </s>": a space, then the end token
+    texts = [" Red ", " Red\n", " Red", " Red  "]
+    found = without_turn_ends([[{"role": "user", "content": "hi"}]] * 4, texts, tokenizer)
+    assert found == [" Red", " Red\n", " Red", " Red "]
+
+
 def asked_of(prompt, response):
     from rollout.reward_model import asked
 
@@ -311,6 +318,15 @@ def test_field_7_prompts_that_the_reward_model_cannot_take_are_refused(prompts, 
     line = str(error.value)
     assert line.startswith(f"--reward rm: {reason}")
     assert error.value.exit_code == USAGE and "\n" not in line and "p.jsonl:2" in line
+
+
+@pytest.mark.parametrize("end", ["", "{{ '<|assistant|>' }}"])
+def test_field_7_a_template_that_writes_no_answer_is_refused_before_sampling(end):
+    users = "{% for m in messages if m.role == 'user' %}<|{{ m.role }}|>{{ m.content }}{% endfor %}"
+    with pytest.raises(
+        InputError, match="^--reward rm: p.jsonl:1:chosen: the chat template does n"
+    ):
+        check([SYSTEM], shaped(template=users + end))
 
 
 def test_prompts_that_the_reward_model_takes_are_not_refused():
