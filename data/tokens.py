@@ -173,7 +173,8 @@ class Splitter:
                 )
             if response.rstrip().endswith(self.chat.special_texts):
                 response = response.rstrip()  # nothing follows an end token
-            if record.rejected is None and humans_turn(prompt, response):
+            alone = record.rejected is None and not self.sampled
+            if alone and humans_turn(prompt, response):
                 paths.append([Segment(*part) for part in segments(prompt, response)])
             else:
                 paths.append([Segment(response, True)])

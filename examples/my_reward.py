@@ -13,10 +13,11 @@ def brevity(prompts: list[str], responses: list[str]) -> list[float]:
     """A score for each response, higher is better.
 
     Args:
-        prompts: what the model was asked, as the text it was given: for chat messages what the
-            chat template made of them.
+        prompts: what the model was asked, as the data has it: strings, or lists of messages
+            {"role": ..., "content": ...}.
         responses: what it sampled, in the same order. The token that ended a response is not in its
             text; a response that reached --max_new_tokens just stops.
+        Further parameters get columns of the prompts' rows: docs/ppo.md.
 
     Returns:
         One finite number for each response, in order: a list, a NumPy array or a tensor of shape

@@ -14,8 +14,8 @@ InstructGPT (arXiv 2203.02155), section 3.5; "The N+ Implementation Details of R
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import torch
@@ -25,6 +25,7 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from data.encode import Row
+from data.messages import Text
 from data.splits import Split
 from data.trees import Layout, TreeBatch
 from losses.advantages import gae, masked_whiten
@@ -37,6 +38,7 @@ from losses.base import (
 )
 from losses.ppo import PPOConfig
 from models.inference import forward_pass
+from rollout.answers import without_turn_ends
 from rollout.rewards import shape_scores, token_rewards, update_moments
 from rollout.sample import Sampled, Sampling, sample, stop_ids
 from rollout.score import Reward, score
@@ -45,8 +47,9 @@ from rollout.state import Experience, RolloutState
 
 @dataclass(frozen=True)
 class Prompt:
-    text: str
+    text: Text  # as the data has it: a string, or messages
     tokens: list[int]
+    columns: Mapping[str, object] = field(default_factory=dict)  # of its row, for the reward
 
 
 @dataclass(frozen=True)
@@ -81,7 +84,7 @@ class Responses:
     """What this rank sampled, in one order throughout."""
 
     rows: list[Row]
-    prompts: list[str]
+    prompts: list[Text]
     texts: list[str]
     scores: Tensor  # (S,) as the reward gave them
     finished: Tensor  # (S,) bool
@@ -109,7 +112,10 @@ def respond(
         )
     rows, texts = as_rows([prompt.tokens for prompt in prompts], sampled, rollouts.tokenizer)
     asked = [prompt.text for prompt in prompts]
-    scores = score(rollouts.reward, asked, texts)
+    texts = without_turn_ends(asked, texts, rollouts.tokenizer)
+    names = prompts[0].columns if prompts else {}  # all have the same
+    columns = {name: [prompt.columns[name] for prompt in prompts] for name in names}
+    scores = score(rollouts.reward, asked, texts, columns)
     device = rollouts.accelerator.device
     return Responses(
         rows,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -9,6 +10,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from data.encode import Row, encode_records
 from data.errors import USAGE, InputError
+from data.messages import Text
+from data.prompts import OF_THE_TEMPLATE, TakenColumns
 from data.readers import short
 from data.rows import Record
 from data.splits import Split
@@ -18,13 +21,21 @@ from models.inference import forward_pass
 from models.layout import Wanted, choose_layout
 from models.load import load_scorer
 
+# What a chat template is given beside the messages is asked of the reward model too.
+TAKEN = TakenColumns(optional=frozenset(OF_THE_TEMPLATE))
+
+
+# Text that a template which leaves out the answer would not write by chance.
+SOME_ANSWER = "Some answer."
+
 
 class ModelReward:
     """A `Reward` from a sequence classifier with one output, as `--loss reward` trains it.
 
     Texts become tokens by the rules they were trained with (data/encode.py), one end token
-    included, and the score is read at the last. A response that has no tokens, which training
-    drops, is its end token alone.
+    included, and the score is read at the last. Messages are rendered by the model's own chat
+    template, whatever the policy's is. A response without text, which training drops, is the end
+    of a turn alone.
     """
 
     def __init__(
@@ -35,11 +46,13 @@ class ModelReward:
         max_tokens: int = 4096,
         max_length: int = 1024,
         layout: Layout = "tree",
+        ignore: frozenset[str] = frozenset(),
     ) -> None:
         """
         Args:
             max_tokens: tokens of a micro-batch.
             max_length: a longer text keeps its start, as in training.
+            ignore: message keys that its chat template may pass over.
             layout: "rectangle" for models that do not take the mask of a token tree.
 
         Raises:
@@ -62,9 +75,24 @@ class ModelReward:
         self.scorer = Scorer(model)
         self.tokenizer = tokenizer
         self.max_tokens, self.max_length, self.layout = max_tokens, max_length, layout
+        self.ignore = ignore
 
-    def __call__(self, prompts: list[str], responses: list[str]) -> list[float]:
-        rows = self._rows(prompts, responses) if prompts else []
+    def __call__(
+        self,
+        prompts: Sequence[Text],
+        responses: Sequence[str],
+        tools: Sequence[list[Any] | None] | None = None,
+        chat_template_kwargs: Sequence[Mapping[str, Any] | None] | None = None,
+    ) -> list[float]:
+        none = [None] * len(prompts)
+        variables = zip(tools or none, chat_template_kwargs or none, strict=True)
+        records = [
+            asked(prompt, response, tools, kwargs or {}, f"reward model, row {number}")
+            for number, (prompt, response, (tools, kwargs)) in enumerate(
+                zip(prompts, responses, variables, strict=True), 1
+            )
+        ]
+        rows = self.rows(records) if records else []
         split = Split(rows, self.layout, {"include_last_token": True})
         scores = [0.0] * len(rows)
         for members, _, values in forward_pass(
@@ -74,23 +102,67 @@ class ModelReward:
                 scores[i] = value
         return scores
 
-    def _rows(self, prompts: list[str], responses: list[str]) -> list[Row]:
-        # Each prompt once more with the end token alone, which stands in where a row is dropped.
-        end = str(self.tokenizer.eos_token)
-        texts = list(zip(prompts, responses, strict=True)) + [(prompt, end) for prompt in prompts]
-        records = [Record(prompt, response, None) for prompt, response in texts]
-        encoded = encode_records(records, self.tokenizer, max_length=self.max_length)
-        found = dict(zip(encoded.source, encoded.rows, strict=True))
-        rows = []
-        for i, prompt in enumerate(prompts):
-            row = found.get(i, found.get(len(prompts) + i))
-            if row is None:
-                raise InputError(
-                    f"reward model, row {i + 1} (prompt {short(prompt)}): no room for a response in"
-                    f" max_length {self.max_length}; raise it, or leave out long prompts"
-                )
-            rows.append(row)
-        return rows
+    def rows(self, records: Sequence[Record]) -> list[Row]:
+        return rows_of(records, self.tokenizer, max_length=self.max_length, ignore=self.ignore)
+
+
+def asked(
+    prompt: Text, response: str, tools: list[Any] | None, kwargs: Mapping[str, Any], where: str
+) -> Record:
+    """What a reward model is asked: the record that it would have been trained on."""
+    chat = not isinstance(prompt, str)
+    answer: Text = [{"role": "assistant", "content": response}] if chat else response
+    return Record(prompt, answer, None, None, where, None, tools, kwargs)
+
+
+def rows_of(
+    records: Sequence[Record],
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    max_length: int,
+    ignore: frozenset[str],
+) -> list[Row]:
+    """The tokens of each record.
+
+    Raises:
+        InputError: messages that the template cannot render, or no room for a response.
+    """
+    encoded = encode_records(records, tokenizer, max_length=max_length, ignore=ignore, sampled=True)
+    found = dict(zip(encoded.source, encoded.rows, strict=True))
+    for number, record in enumerate(records):
+        if number not in found:
+            raise InputError(
+                f"{record.where} (prompt {short(record.prompt)}): no room for a response in"
+                f" max_length {max_length}; raise it, or leave out long prompts"
+            )
+    return [found[number] for number in range(len(records))]
+
+
+def check_prompts(
+    prompts: Sequence[Record],
+    name: str,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    max_length: int,
+    ignore: frozenset[str],
+) -> None:
+    """Raise InputError if the reward model `name` could not be asked about any of these prompts."""
+    chats = [record for record in prompts if not isinstance(record.prompt, str)]
+    if chats and not tokenizer.chat_template:
+        raise InputError(
+            f"--reward {name}: its tokenizer has no chat template, and the prompts are messages"
+            f" ({chats[0].where}); give a reward model that was trained on messages, or prompts"
+            " that are strings",
+            USAGE,
+        )
+    records = [
+        asked(record.prompt, SOME_ANSWER, record.tools, record.template_kwargs, record.where)
+        for record in prompts
+    ]
+    try:
+        rows_of(records, tokenizer, max_length=max_length, ignore=ignore)
+    except InputError as error:
+        raise InputError(f"--reward {name}: {error}", USAGE) from error
 
 
 def load_reward_model(
@@ -101,6 +173,7 @@ def load_reward_model(
     device: torch.device,
     layout: Wanted = "auto",
     flag: str = "--reward",
+    ignore: frozenset[str] = frozenset(),
     **limits: int,
 ) -> ModelReward:
     """The classifier in a directory or on the hub, frozen, in the layout that it takes.
@@ -108,7 +181,7 @@ def load_reward_model(
     Args:
         tokenizer: its own; given a pad token where it has none.
         flag: what to call it in an error.
-        limits: max_tokens and max_length of `ModelReward`.
+        ignore, limits: those of `ModelReward`, max_tokens and max_length.
 
     Raises:
         InputError: it cannot be loaded, or is not a classifier with one output.
@@ -116,4 +189,4 @@ def load_reward_model(
     model: Any = load_scorer(name, tokenizer, dtype=dtype, flag=flag)
     model.requires_grad_(False).to(device)
     chosen = choose_layout(model, layout, "seq_cls", flag)[0]
-    return ModelReward(model, tokenizer, layout=chosen, **limits)
+    return ModelReward(model, tokenizer, layout=chosen, ignore=ignore, **limits)

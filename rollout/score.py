@@ -3,25 +3,44 @@
     def brevity(prompts: list[str], responses: list[str]) -> list[float]:
         return [-len(response) for response in responses]
 
-in `my_rewards.py` is named `my_rewards:brevity`. `score` calls it in batches and checks all that it
-returns: a wrong reward ends the run with a line that names the row, and is never trained on.
+in `my_rewards.py` is named `my_rewards:brevity`. A function may ask for more of each prompt's row:
+a parameter beside the first two is given the column of that name, and **kwargs all columns.
+
+    def exact(prompts, responses, answer, **kwargs):
+        return [float(r.strip() == a) for r, a in zip(responses, answer)]
+
+`score` calls it in batches and checks all that it returns: a wrong reward ends the run with a line
+that names the row, and is never trained on.
 """
 
 from __future__ import annotations
 
+import copy
 import difflib
 import importlib
+import inspect
 import math
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from numbers import Real
 from typing import Any, cast
 
 from data.errors import NO_INPUT, USAGE, InputError
+from data.messages import Text
+from data.prompts import TakenColumns
 from data.readers import short
 
-Reward = Callable[[list[str], list[str]], Sequence[float]]  # (prompts, responses) -> one score each
+# (prompts, responses, **columns) -> one score each; all are lists of one length, and new ones at
+# every call:
+#   prompts    as the data has them: strings, or lists of messages [{"role": ..., "content": ...}]
+#   responses  strings: what was sampled, without the tokens that end a response
+#   columns    by name, one value a row as the data has it, None where a row has none
+Reward = Callable[..., Sequence[float]]
+
+# Names by which a function shows that it wants them in another order.
+PROMPTS = {"prompt", "prompts", "question", "questions", "query", "queries"}
+RESPONSES = {"response", "responses", "completion", "completions", "answer", "answers"}
 
 
 def load_reward(spec: str) -> Reward:
@@ -61,10 +80,54 @@ def load_reward(spec: str) -> Reward:
     return cast(Reward, reward)
 
 
+def taken_columns(reward: Reward, by: str) -> TakenColumns:
+    """The columns that a function takes, by its parameters; `by` is how messages call it.
+
+    Raises:
+        InputError: it does not take prompts and responses as its first two arguments.
+    """
+    try:
+        signature = inspect.signature(reward)
+    except (TypeError, ValueError):  # some functions written in C do not tell
+        return TakenColumns(by)
+    parameters = [*signature.parameters.values()]
+    by_place = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    given = [p for p in parameters if p.kind in by_place][:2]  # prompts and responses
+    names = [p.name.lower() for p in given]
+    fits = not RESPONSES & set(names[:1]) and not PROMPTS & set(names[1:])
+    try:
+        signature.bind_partial([], [])
+    except TypeError:
+        fits = False
+    if not fits:
+        raise InputError(
+            f"{by}: the function is called with a list of prompts and a list of responses, in this"
+            f" order, and its parameters are {signature}; give it these two first",
+            USAGE,
+        )
+    by_name = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+    named = [p for p in parameters if p.kind in by_name and p not in given]
+    required = frozenset(p.name for p in named if p.default is inspect.Parameter.empty)
+    return TakenColumns(
+        by,
+        required,
+        frozenset(p.name for p in named) - required,
+        any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters),
+        TakenColumns().reserved | {p.name for p in given},
+    )
+
+
 def score(
-    reward: Reward, prompts: list[str], responses: list[str], *, batch_size: int = 64
+    reward: Reward,
+    prompts: Sequence[Text],
+    responses: Sequence[str],
+    columns: Mapping[str, Sequence[object]] | None = None,
+    *,
+    batch_size: int = 64,
 ) -> list[float]:
     """One finite score a row, from calls on at most `batch_size` rows.
+
+    `columns`: by name, one value a row.
 
     The function may return a list, a tuple, or anything of shape (n,) with `tolist`: a numpy array,
     a tensor on any device.
@@ -72,17 +135,23 @@ def score(
     Raises:
         InputError: it raises, or returns anything but one finite number a row; names the row.
     """
-    if len(prompts) != len(responses) or batch_size < 1:
+    columns = columns or {}
+    lengths = {len(prompts), len(responses), *map(len, columns.values())}
+    if len(lengths) > 1 or batch_size < 1:
         raise ValueError(f"{len(prompts)=}, {len(responses)=} and {batch_size=} do not fit")
     scores: list[float] = []
     for start in range(0, len(prompts), batch_size):
         batch = range(start, min(start + batch_size, len(prompts)))
-        scores += _score_batch(reward, prompts, responses, batch)
+        scores += _score_batch(reward, prompts, responses, columns, batch)
     return scores
 
 
 def _score_batch(
-    reward: Reward, prompts: list[str], responses: list[str], batch: range
+    reward: Reward,
+    prompts: Sequence[Text],
+    responses: Sequence[str],
+    columns: Mapping[str, Sequence[object]],
+    batch: range,
 ) -> list[float]:
     def fail(rows: range, reason: str) -> InputError:
         first = rows[0]
@@ -91,8 +160,11 @@ def _score_batch(
         return InputError(f"reward {name_of(reward)}, {at} ({texts}): {reason}")
 
     def call(rows: range) -> Any:
-        part = slice(rows.start, rows.stop)  # copies: what the function does to them stays there
-        return reward(prompts[part], responses[part])
+        def part(values: Sequence[Any]) -> list[Any]:  # what is done to a copy stays there
+            return copy.deepcopy(list(values[rows.start : rows.stop]))
+
+        given = {name: part(values) for name, values in columns.items()}
+        return reward(part(prompts), part(responses), **given)
 
     try:
         given = call(batch)

@@ -127,6 +127,36 @@ def lower():
     return PreTrainedTokenizerFast(tokenizer_object=_bpe(["<e>"], normalizer), eos_token="<e>")
 
 
+PLAIN_TURNS = (
+    "{% for m in messages %}{{ '<|' + m.role + '|>\n' + m.content + eos_token + '\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|assistant|>\n' }}{% endif %}"
+)
+
+
+def shaped(pad="none", bos="none", unk="none", turn_end="eos", template=CHATML):
+    """Byte-level BPE with a chat template, by what it has beside its end token.
+
+    `pad`: none, eos or own. `bos`: none, or written by the template, the tokenizer, or both.
+    `unk`: none or own. `turn_end`: eos, or other than eos.
+    """
+    names = {"eos_token": "<|im_end|>" if turn_end == "eos" else "<|endoftext|>"}
+    names |= {"bos_token": "<s>"} if bos != "none" else {}
+    names |= {"unk_token": "<unk>"} if unk == "own" else {}
+    names |= {} if pad == "none" else {"pad_token": "<pad>" if pad == "own" else names["eos_token"]}
+    special = ["<|im_start|>", "<|im_end|>"]
+    tokenizer = _bpe([*dict.fromkeys([*special, *names.values()])])
+    if bos in ("tokenizer", "both"):
+        _frame(tokenizer, "<s> $A", "<s>")
+    if bos in ("template", "both"):
+        template = "{{ bos_token }}" + template
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        **names,
+        extra_special_tokens=special,
+        chat_template=template,
+    )
+
+
 BYTE_LEVEL = {"gpt2": gpt2, "merging": merging, "llama": llama, "llama_end": llama_end}
 BYTE_LEVEL |= {"bert": bert}
 ALL = BYTE_LEVEL | {"unigram": unigram, "chatml": chatml, "gemma": gemma, "lower": lower}

@@ -106,6 +106,26 @@ def test_brevity_counts_words_above_four():
     assert brevity(["?"] * 5, responses) == [0, 0, 0, -0.25, -1]
 
 
+def test_field_40_a_gold_answer_as_the_page_on_ppo_has_it(tmp_path):
+    """Its file and its function, by its command: a sample's score is whether it is the answer."""
+    page = (ROOT / "docs" / "ppo.md").read_text("utf-8")
+    (rows,) = re.findall(r"^```json\n(.*?)^```$", page, re.M | re.S)
+    (code,) = re.findall(r"^```python\n(.*?)^```$", page, re.M | re.S)
+    assert "`train.py --loss ppo --prompts sums.jsonl --reward gold:exact`" in page
+    (tmp_path / "sums.jsonl").write_text(rows, "utf-8")
+    (tmp_path / "gold.py").write_text(code, "utf-8")
+    flags = ("--loss", "ppo", "--prompts", "sums.jsonl", "--reward", "gold:exact")
+    done = run(*flags, *QUICK, "--output_dir", "run", cwd=tmp_path, before=few_samples)
+    assert done.code == 0 and done.err == "", done.err
+    gold = {row["prompt"]: row["answer"] for row in map(json.loads, rows.splitlines())}
+    exact = runpy.run_path(str(tmp_path / "gold.py"))["exact"]
+    samples = (tmp_path / "run" / "samples.jsonl").read_text("utf-8").splitlines()
+    for sample in map(json.loads, samples):
+        answer = gold[sample["prompt"]]
+        assert sample["score"] == float(sample["response"].strip() == answer)
+        assert exact([sample["prompt"]], [f" {answer}\n"], answer=[answer], other=[1]) == [1]
+
+
 # ------------------------------------------------------------------------------ verify_my_loss
 
 

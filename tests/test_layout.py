@@ -18,9 +18,9 @@ data/pocket/ world rows text base __init__ __main__
 data/ piqa selection shards cards folders locations sources records prompts __init__
 losses/ base sampling_config advantages logprobs LOSSES __init__
 models/ locate load forward inference layout __init__
-rollout/ state rewards sample score reward_model experience steps __init__
+rollout/ state rewards sample answers score reward_model experience steps __init__
 runtime/ state config files directory launch cli metrics optimizer report curves run
-runtime/sources/ base heldout lm_harness reference rows prompts __init__
+runtime/sources/ base heldout lm_harness reference rows rewards prompts __init__
 runtime/ __init__
 """
 PACKAGES = ("data", "losses", "models", "rollout", "runtime")

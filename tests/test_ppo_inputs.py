@@ -224,14 +224,14 @@ def test_messages_are_answered_through_the_chat_template(go, folder, tmp_path):
     flags = ["--model", model, "--prompts", prompts, "--reward", "my_rewards:brevity"]
     out, _ = go(*QUICK, *flags, "--learning_rate", 1e-3, cwd=folder)
     sample = json.loads((out / "samples.jsonl").read_text().splitlines()[0])
-    assert sample["prompt"].endswith("<|im_end|>\n<|im_start|>assistant\n")
+    assert sample["prompt"] in [row["prompt"] for row in rows]  # messages as they were given
     assert (out / "final" / "chat_template.jinja").exists()
 
 
 def test_prompts_that_leave_no_room_are_counted_in_what_is_told(tmp_path):
     rows = [{"prompt": "soup " * (50 if i % 10 == 0 else 1) + str(i)} for i in range(40)]
     prompts = write(tmp_path, {"p.jsonl": lines(*rows)}) / "p.jsonl"
-    flags = ["--prompts", prompts, "--reward", "math:fsum", "--max_length", 40, "--dry_run"]
+    flags = ["--prompts", prompts, "--reward", "math:dist", "--max_length", 40, "--dry_run"]
     done = run("--loss", "ppo", *QUICK, *flags, before=no_model)
     assert done.code == 0 and "4 prompts have no room for a response in --max_length 40" in done.out
 
@@ -239,9 +239,11 @@ def test_prompts_that_leave_no_room_are_counted_in_what_is_told(tmp_path):
 @pytest.mark.parametrize("row", [{"text": "hi"}, {"prompt": ""}])
 def test_a_row_without_a_prompt_is_named(tmp_path, row):
     prompts = write(tmp_path, {"p.jsonl": lines({"prompt": "a"}, row)}) / "p.jsonl"
-    done = run("--loss", "ppo", *QUICK, "--prompts", prompts, "--reward", "a:b", before=no_model)
+    done = run(
+        "--loss", "ppo", *QUICK, "--prompts", prompts, "--reward", "math:dist", before=no_model
+    )
     assert done.code == errors.BAD_DATA
-    assert done.line == f"{prompts}:2:prompt: missing; give `prompt`, or PIQA's `goal`"
+    assert done.line.startswith(f"{prompts}:2:prompt: missing; give `prompt`, or PIQA's `goal`, or")
 
 
 @pytest.mark.parametrize("value", ["drop", "truncate"])
@@ -255,6 +257,6 @@ def test_a_flag_that_nothing_reads_is_refused(tmp_path, value):
 
 
 def test_no_prompt_file_is_one_line(tmp_path):
-    flags = [*QUICK, "--prompts", tmp_path / "none.jsonl", "--reward", "a:b"]
+    flags = [*QUICK, "--prompts", tmp_path / "none.jsonl", "--reward", "math:dist"]
     done = run("--loss", "ppo", *flags, before=no_model)
     assert done.code == errors.NO_INPUT and "none.jsonl" in done.line

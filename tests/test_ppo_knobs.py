@@ -207,7 +207,7 @@ def test_without_a_reward_only_pocket_can_go_on(tmp_path):
     for flags, ppo in ((dict(data=prompts), {}), ({}, dict(prompts=prompts))):
         with pytest.raises(InputError, match="^--reward is missing: train one with --loss reward"):
             source(ppo=replace(SMALL, **ppo), **flags)
-        named = source(ppo=replace(SMALL, reward="math:fsum", **ppo), **flags)
+        named = source(ppo=replace(SMALL, reward="math:dist", **ppo), **flags)
         assert (named.reward_model, named.on_pocket) == (None, False)
         assert len(named.train) + len(named.heldout) == 20
     assert source().on_pocket

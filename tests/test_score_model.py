@@ -45,7 +45,7 @@ ENDS = [small_tokenizers.gpt2, small_tokenizers.llama, small_tokenizers.bert]
 
 
 def ids_of(tokenizer, prompt, response):
-    (row,) = encode_records([Record(prompt, response, None)], tokenizer).rows
+    (row,) = encode_records([Record(prompt, response, None)], tokenizer, sampled=True).rows
     return row.prompt + row.responses[0]
 
 

@@ -23,6 +23,7 @@ from benchmarks.study.plan import Study
 from benchmarks.study.runner import Outcome, Outcomes, fingerprint
 from data.encode import Row, encode_records
 from data.errors import NOT_FINITE, InputError
+from data.messages import Text
 from data.piqa import piqa_rows
 from data.pocket import pocket_reward
 from data.prompts import encode_prompts, load_prompts
@@ -34,6 +35,7 @@ from losses.base import masked_sum
 from models.inference import forward_pass
 from models.layout import choose_layout
 from models.load import load_causal_lm, load_tokenizer
+from rollout.answers import without_turn_ends
 from rollout.experience import as_rows
 from rollout.reward_model import ModelReward, load_reward_model
 from rollout.sample import Sampling, sample
@@ -92,13 +94,14 @@ class Bench:
         )[1]
 
     @cached_property
-    def prompts(self) -> list[tuple[str, list[int]]]:
-        """Held-out prompts: (text, token ids)."""
+    def prompts(self) -> list[tuple[Text, list[int]]]:
+        """Held-out prompts: (text or messages, token ids)."""
         study = self.study
         found = load_prompts(
             study.data, self.seed, eval_data=study.eval_data, options=study.reading
         )[1]
-        return encode_prompts(found, self.tokenizer, self.max_length)
+        encoded = encode_prompts(found, self.tokenizer, self.max_length, study.reading)
+        return [(record.prompt, ids) for record, ids in encoded.prompts]
 
     def key(self, weights: str) -> dict[str, Any]:
         """All that a measurement depends on; another key means measure again."""
@@ -170,6 +173,7 @@ class Bench:
         rows, texts = as_rows([tokens for _, tokens in asked], sampled, self.tokenizer)
         ours, base = (sequence_logps(who, rows, self.device) for who in (subject, self.base))
         prompts = [text for text, _ in asked]
+        texts = without_turn_ends(prompts, texts, self.tokenizer)
         found: dict[str, list[Any]] = {
             "prompts": prompts,
             "texts": texts,
@@ -180,7 +184,7 @@ class Bench:
         if self.reward is not None:
             found["reward"] = self.reward(prompts, texts)
         if self.study.data == "pocket":
-            found["right"] = pocket_reward(prompts, texts)
+            found["right"] = pocket_reward([str(prompt) for prompt in prompts], texts)
         return found
 
 

@@ -90,7 +90,7 @@ def evaluate_prompts(
         log_ratio = evaluation.logps - evaluation.ref_logps
         metrics["kl"] = sum_and_count(masked_sum(log_ratio, evaluation.mask))
     if on_pocket:
-        right = pocket_reward(responses.prompts, responses.texts)
+        right = pocket_reward([str(prompt) for prompt in responses.prompts], responses.texts)
         metrics["success"] = sum_and_count(scores.new_tensor(right))
     texts = zip(responses.prompts, responses.texts, scores.tolist(), strict=True)
     samples = [{"prompt": p, "response": r, "score": s} for p, r, s in texts]

@@ -14,8 +14,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from data.batches import total_steps
 from data.errors import USAGE, InputError
-from data.pocket import pocket_reward
 from data.prompts import encode_prompts, load_prompts
+from data.records import check_skipped, skipped_note
 from data.trees import Layout, TreeBatch
 from losses.base import Loss, Metric
 from losses.ppo import PPOConfig
@@ -30,15 +30,15 @@ from models.load import (
     parameters,
 )
 from rollout.experience import Prompt, Rollouts
-from rollout.reward_model import load_reward_model
 from rollout.sample import stop_ids
-from rollout.score import Reward, load_reward
+from rollout.score import Reward
 from rollout.state import RolloutState
 from rollout.steps import leave_early, rollout_steps
 from runtime.config import Run
 from runtime.metrics import Totals
 from runtime.sources.base import Evaluation
 from runtime.sources.heldout import evaluate_prompts
+from runtime.sources.rewards import RewardPlan, plan_reward
 from runtime.state import TrainState
 
 
@@ -52,7 +52,7 @@ class PromptPlan:
     train: Sequence[Prompt]
     heldout: Sequence[Prompt]
     on_pocket: bool  # the exact grader knows what is right
-    reward_model: tuple[str, PreTrainedTokenizerBase] | None  # None: a function, or the grader
+    reward: RewardPlan
     steps: int
     data: str
 
@@ -60,6 +60,11 @@ class PromptPlan:
     def ppo(self) -> PPOConfig:
         config: PPOConfig = self.run.loss
         return config
+
+    @property
+    def reward_model(self) -> tuple[str, PreTrainedTokenizerBase] | None:
+        """None: a function, or the grader."""
+        return self.reward.model
 
     @property
     def summary(self) -> list[str]:
@@ -88,7 +93,7 @@ class PromptPlan:
             "gradient_checkpointing": config.gradient_checkpointing,
         }
         # ---- reward, policy and critic
-        reward = self._load_reward()
+        reward = self.reward.load(config, device)
         policy = load_causal_lm(config.model, **options).to(device)
         self._check_policy(policy)
         critic_from = self._critic_from()
@@ -104,9 +109,8 @@ class PromptPlan:
         assert isinstance(actor, Policy)
         entropy = self.ppo.entropy_coef > 0
         trained = ActorCritic(actor, critic, temperature=self.ppo.temperature, entropy=entropy)
-        reward_name = self.ppo.reward or "pocket's grader"
         description = (
-            f"{config.model}, {parameters(policy)}, {how}; reward {reward_name};"
+            f"{config.model}, {parameters(policy)}, {how}; reward {self.reward.name};"
             f" critic from {critic_from}{self._other_stop_tokens(policy)}"
         )
         reference = references[0] if references else None
@@ -141,23 +145,6 @@ class PromptPlan:
         others = [end for end in ([ends] if isinstance(ends, int) else ends) if end not in ours]
         names = ",".join(filter(None, self.tokenizer.convert_ids_to_tokens(others)))
         return f"; generate() would also stop at {names}, ppo by --stop_tokens" if names else ""
-
-    def _load_reward(self) -> Reward:
-        config = self.run.train
-        if self.ppo.reward is None:
-            return pocket_reward
-        if self.reward_model is None:
-            return load_reward(self.ppo.reward)
-        name, tokenizer = self.reward_model
-        return load_reward_model(
-            name,
-            tokenizer,
-            dtype=config.dtype,
-            device=self.accelerator.device,
-            layout=config.layout,
-            max_tokens=config.max_tokens,
-            max_length=config.max_length,
-        )
 
 
 @dataclass(frozen=True)
@@ -260,32 +247,32 @@ def plan_prompts(run: Run, loss: Loss, accelerator: Accelerator) -> PromptPlan:
             USAGE,
         )
     source = ppo.prompts or config.data
-    on_pocket = source == "pocket"
-    if ppo.reward is None and not on_pocket:
-        raise InputError(
-            "--reward is missing: train one with --loss reward on this data and give its"
-            " final/ directory, or name a function as module:function",
-            USAGE,
-        )
-    reward_model = None
-    if ppo.reward is not None and ":" not in ppo.reward:
-        reward_model = ppo.reward, load_tokenizer(ppo.reward, "--reward")
+    reward = plan_reward(ppo.reward, source)
     tokenizer = load_tokenizer(config.model)
     stop_ids(tokenizer, ppo.stop_tokens)  # refuses what is no token of the tokenizer
     options = config.reading
-    *records, data = load_prompts(source, config.seed, eval_data=config.eval_data, options=options)
-    train, heldout = (
-        [Prompt(*p) for p in encode_prompts(part, tokenizer, config.max_length)] for part in records
+    *parts, data = load_prompts(
+        source, config.seed, eval_data=config.eval_data, options=options, taken=reward.taken
     )
-    if dropped := sum(map(len, records)) - len(train) - len(heldout):
+    prompts = []
+    no_room, skipped = 0, list[InputError]()
+    for records in parts:
+        encoded = encode_prompts(records, tokenizer, config.max_length, options)
+        check_skipped(encoded.skipped, len(encoded.prompts), source)
+        reward.check([record for record, _ in encoded.prompts], config)
+        prompts.append([Prompt(r.prompt, ids, r.columns) for r, ids in encoded.prompts])
+        no_room, skipped = no_room + encoded.no_room, skipped + encoded.skipped
+    train, heldout = prompts
+    data = "; ".join([data, *skipped_note(skipped)])
+    if no_room:
         room = f"have no room for a response in --max_length {config.max_length}"
-        data += f"; {dropped:,} prompts {room}"
+        data += f"; {no_room:,} prompts {room}"
     if ppo.ref_model is not None and ppo.needs_reference:
         check_tokenizer(ppo.ref_model, tokenizer, set(range(len(tokenizer))))
     rollouts = total_steps(len(train), size, config.epochs, None)
     steps = config.max_steps or rollouts * ppo.ppo_epochs * (size // batch_size)
     return PromptPlan(
-        run, accelerator, tokenizer, train, heldout, on_pocket, reward_model, steps, data
+        run, accelerator, tokenizer, train, heldout, source == "pocket", reward, steps, data
     )
 
 
