@@ -17,7 +17,7 @@ data/ errors readers rows encode batches trees splits
 data/pocket/ world rows text base __init__ __main__
 data/ piqa sources records prompts __init__
 losses/ base sampling_config advantages logprobs LOSSES __init__
-models/ locate load forward inference layout __init__
+models/ locate checkpoint pad load save forward inference layout __init__
 rollout/ state rewards sample score reward_model experience steps __init__
 runtime/ state config files directory launch cli metrics optimizer report curves run
 runtime/sources/ base heldout lm_harness reference rows prompts __init__
