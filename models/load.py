@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from transformers import (
+    AutoConfig,
     AutoModelForCausalLM,
     AutoModelForSequenceClassification,
     AutoModelForTokenClassification,
@@ -142,13 +143,17 @@ def _load_model(
 
 
 def _with_torch_attention(model_class: Any, where: str, **options: Any) -> Any:
-    """With SDPA, or the eager attention where the family has no other."""
+    """With SDPA whatever config.json asks for, or eager attention where the family has no other."""
+    of_config = {key: options.pop(key) for key in ("num_labels",) if key in options}
+    config = AutoConfig.from_pretrained(where, trust_remote_code=False, **of_config)
+    config._attn_implementation = "sdpa"
     try:
-        return model_class.from_pretrained(where, attn_implementation="sdpa", **options)
+        return model_class.from_pretrained(where, config=config, **options)
     except ValueError as error:
         if "scaled_dot_product_attention" not in str(error):
             raise
-    return model_class.from_pretrained(where, attn_implementation="eager", **options)
+    config._attn_implementation = "eager"
+    return model_class.from_pretrained(where, config=config, **options)
 
 
 def _ready(model: PreTrainedModel, gradient_checkpointing: bool) -> PreTrainedModel:
