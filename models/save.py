@@ -24,8 +24,7 @@ from models.checkpoint import files_dtype
 from models.locate import locate
 
 TOKENIZER_CONFIG = "tokenizer_config.json"
-# Fields of it that transformers 5 replaces or leaves out, and that other programs read.
-KEPT = ("tokenizer_class", "add_bos_token", "add_eos_token", "legacy")
+KEPT = ("tokenizer_class", "legacy")  # fields of it that transformers 5 replaces or leaves out
 # Transformers 5 has a class that no other version, nor vLLM or llama.cpp, knows.
 NEW_CLASS, KNOWN_CLASS = "TokenizersBackend", "PreTrainedTokenizerFast"
 HOW_LOADED = ("is_local", "local_files_only")  # written by transformers 5, of no use to a reader
@@ -56,7 +55,7 @@ class Final:
         self.tokenizer.save_pretrained(folder)
         _rewrite(
             folder / TOKENIZER_CONFIG,
-            lambda config: readable_tokenizer_config(config, self.source),
+            lambda config: readable_tokenizer_config(config, self.source, self.tokenizer),
         )
 
 
@@ -124,7 +123,9 @@ def _set_dtype(config: dict[str, Any], dtype: torch.dtype) -> dict[str, Any]:
     return config | parts | written
 
 
-def readable_tokenizer_config(written: dict[str, Any], source: Mapping[str, Any]) -> dict[str, Any]:
+def readable_tokenizer_config(
+    written: dict[str, Any], source: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase
+) -> dict[str, Any]:
     """tokenizer_config.json as transformers 5 wrote it, made readable for versions before it."""
     kept = {field: source[field] for field in KEPT if field in source}
     config = {k: v for k, v in written.items() if k not in HOW_LOADED or k in source} | kept
@@ -132,6 +133,14 @@ def readable_tokenizer_config(written: dict[str, Any], source: Mapping[str, Any]
         config["tokenizer_class"] = KNOWN_CLASS
     if isinstance(config.get("extra_special_tokens"), list):  # a mapping, before transformers 5
         config["additional_special_tokens"] = config.pop("extra_special_tokens")
+    if config["tokenizer_class"] != KNOWN_CLASS:
+        # Transformers 5 goes by tokenizer.json alone, classes before it by these: as in training.
+        bare, framed = (tokenizer("a", add_special_tokens=on)["input_ids"] for on in (False, True))
+        ends = {"bos": framed[:1] if framed[:1] != bare[:1] else []}
+        ends["eos"] = framed[-1:] if framed[-1:] != bare[-1:] else []
+        for name, found in ends.items():
+            number = getattr(tokenizer, f"{name}_token_id")
+            config[f"add_{name}_token"] = number is not None and found == [number]
     return config
 
 
