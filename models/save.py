@@ -20,13 +20,14 @@ from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerB
 from transformers.models.auto.tokenization_auto import get_tokenizer_config
 from transformers.utils import CONFIG_NAME, GENERATION_CONFIG_NAME
 
-from models.checkpoint import files_dtype
+from models.checkpoint import ATTENTION, files_dtype, raw_config
 from models.locate import locate
 
 TOKENIZER_CONFIG = "tokenizer_config.json"
 KEPT = ("tokenizer_class", "legacy")  # fields of it that transformers 5 replaces or leaves out
 # Transformers 5 has a class that no other version, nor vLLM or llama.cpp, knows.
 NEW_CLASS, KNOWN_CLASS = "TokenizersBackend", "PreTrainedTokenizerFast"
+NOT_KEPT = ("_name_or_path", "auto_map", *ATTENTION)  # fields of config.json: not true of final/
 HOW_LOADED = ("is_local", "local_files_only")  # written by transformers 5, of no use to a reader
 
 
@@ -38,7 +39,8 @@ class Final:
     tokenizer: PreTrainedTokenizerBase
     end_tokens: frozenset[int]  # that training taught
     dtype: torch.dtype  # of the weight files
-    source: Mapping[str, Any]  # tokenizer_config.json of the model that the run began from
+    config: Mapping[str, Any]  # config.json of the model that the run began from
+    tokenizer_config: Mapping[str, Any]  # and its tokenizer_config.json
 
     def save(self, folder: Path) -> None:
         """Write model and tokenizer, as save_pretrained lays them out."""
@@ -50,12 +52,11 @@ class Final:
         model.save_pretrained(folder, state_dict=weights)
         if generation is not None:
             generation.to_json_file(folder / GENERATION_CONFIG_NAME, keys_to_pop=["compile_config"])
-        if weights is not None:
-            _rewrite(folder / CONFIG_NAME, lambda config: _set_dtype(config, dtype))
+        _rewrite(folder / CONFIG_NAME, lambda config: readable_config(config, self.config, dtype))
         self.tokenizer.save_pretrained(folder)
         _rewrite(
             folder / TOKENIZER_CONFIG,
-            lambda config: readable_tokenizer_config(config, self.source, self.tokenizer),
+            lambda config: readable_tokenizer_config(config, self.tokenizer_config, self.tokenizer),
         )
 
 
@@ -75,8 +76,9 @@ def final_of(
     dtype = model.dtype if save_dtype == "auto" else getattr(torch, save_dtype)
     if save_dtype == "auto" and dtype != torch.float64:
         dtype = files_dtype(name) or dtype
-    source = get_tokenizer_config(locate(name))
-    return Final(model, tokenizer, frozenset(end_tokens), dtype, source)
+    where = locate(name)
+    source = raw_config(where), get_tokenizer_config(where)
+    return Final(model, tokenizer, frozenset(end_tokens), dtype, *source)
 
 
 def taught_to_stop(
@@ -116,11 +118,36 @@ def _cast(model: PreTrainedModel, dtype: torch.dtype) -> dict[str, Tensor]:
     return cast
 
 
-def _set_dtype(config: dict[str, Any], dtype: torch.dtype) -> dict[str, Any]:
-    """config.json with the dtype of its weight files, in the configs within it too."""
-    parts = {k: _set_dtype(v, dtype) for k, v in config.items() if isinstance(v, dict)}
-    written = {"dtype": str(dtype).removeprefix("torch.")} if "dtype" in config else {}
-    return config | parts | written
+def readable_config(
+    written: dict[str, Any], source: Mapping[str, Any], dtype: torch.dtype
+) -> dict[str, Any]:
+    """config.json as transformers 5 wrote it, with the fields that versions before it read.
+
+    They know no `rope_parameters`, and without `rope_theta` they would take the default for it and
+    compute another model, in silence.
+    """
+    name = str(dtype).removeprefix("torch.")
+    config = {k: v for k, v in source.items() if k not in NOT_KEPT} | rope_fields(written) | written
+    config |= {key: name for key in ("dtype", "torch_dtype") if key in config}
+    for key, part in written.items():
+        if isinstance(part, dict) and key.endswith("_config"):
+            found = source.get(key)
+            config[key] = readable_config(part, found if isinstance(found, dict) else {}, dtype)
+    return config
+
+
+def rope_fields(config: Mapping[str, Any]) -> dict[str, Any]:
+    """`rope_parameters` in the words of transformers 4."""
+    rope = config.get("rope_parameters")
+    if not isinstance(rope, dict):
+        return {}
+    local = rope.get("sliding_attention")
+    fields = {"rope_local_base_freq": local["rope_theta"]} if local else {}
+    rope = dict(rope.get("full_attention") or rope)
+    fields |= {key: rope.pop(key) for key in ("rope_theta", "partial_rotary_factor") if key in rope}
+    return fields | (
+        {} if rope.get("rope_type", "default") == "default" else {"rope_scaling": rope}
+    )
 
 
 def readable_tokenizer_config(
