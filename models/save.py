@@ -145,6 +145,9 @@ def rope_fields(config: Mapping[str, Any]) -> dict[str, Any]:
     fields = {"rope_local_base_freq": local["rope_theta"]} if local else {}
     rope = dict(rope.get("full_attention") or rope)
     fields |= {key: rope.pop(key) for key in ("rope_theta", "partial_rotary_factor") if key in rope}
+    if config.get("model_type") == "gpt_neox":
+        names = {"rope_theta": "rotary_emb_base", "partial_rotary_factor": "rotary_pct"}
+        fields = {names[key]: value for key, value in fields.items() if key in names}
     return fields | (
         {} if rope.get("rope_type", "default") == "default" else {"rope_scaling": rope}
     )
