@@ -208,7 +208,7 @@ def train(run: Run, accelerator: Accelerator, directory: RunDirectory) -> None:
     directory.finish(summary, final.save, card=card, draw=draw_curves)
     accelerator.end_training()
     accelerator.print(table(summary))
-    made = "final/ (the model), metrics.jsonl, summary.json, curves.png"
+    made = f"final/ ({final.description}), metrics.jsonl, summary.json, curves.png"
     accelerator.print(f"{directory.path}: {made}")
 
 

@@ -42,6 +42,14 @@ class Final:
     config: Mapping[str, Any]  # config.json of the model that the run began from
     tokenizer_config: Mapping[str, Any]  # and its tokenizer_config.json
 
+    @property
+    def description(self) -> str:
+        """For the user, who may not expect that digits are lost."""
+        if torch.finfo(self.dtype).eps <= torch.finfo(self.model.dtype).eps:
+            return "the model"
+        name = str(self.dtype).removeprefix("torch.")
+        return f"the model, rounded to {name}; --save_dtype float32 keeps every update"
+
     def save(self, folder: Path) -> None:
         """Write model and tokenizer, as save_pretrained lays them out."""
         model, dtype = self.model, self.dtype
