@@ -80,7 +80,7 @@ def test_a_typo_ends_the_process_with_one_line_and_the_exit_code():
 
 @cpu_only
 def test_two_processes_are_one_run(tmp_path, data):
-    flags = ["--loss", "dpo", "--data", data, *QUICK, "--batch_size", 3]
+    flags = last_of_each(["--loss", "dpo", "--data", data, *QUICK, "--batch_size", 3])
     one = run(*flags, "--output_dir", tmp_path / "one")
     assert one.code == 0, one.err
     flags += ["--output_dir", tmp_path / "two"]
