@@ -95,14 +95,10 @@ def _config(where: str, who: str) -> PreTrainedConfig:
             " here; give a model of a family that transformers has"
         )
     config: PreTrainedConfig = AutoConfig.from_pretrained(where, trust_remote_code=False)
-    both_ways = type(config) in MODEL_FOR_MASKED_LM_MAPPING and not getattr(
-        config, "is_decoder", False
-    )
-    if (
-        getattr(config, "is_encoder_decoder", False)
-        or both_ways
-        or type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING
-    ):
+    causal, masked = MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_FOR_MASKED_LM_MAPPING
+    both_ways = type(config) in masked and not getattr(config, "is_decoder", False)
+    encodes = both_ways or getattr(config, "is_encoder_decoder", False)
+    if encodes or type(config) not in causal:
         raise InputError(
             f"{who}: a model of type {kind}, and a causal language model is needed: one that"
             " predicts each token from those before it"
