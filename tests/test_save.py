@@ -8,7 +8,7 @@ import small_tokenizers
 import torch
 from runs import BASE, QUICK, copy_base, pocket_rows, random_llama, run, write_rows
 from safetensors import safe_open
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from tiny_models import FAMILIES, make_model
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
@@ -305,6 +305,12 @@ def test_the_dtype_of_the_files_is_that_of_most_numbers(tmp_path):
     model.save_pretrained(tmp_path / "shards", max_shard_size="20KB")
     assert len(list((tmp_path / "shards").glob("*.safetensors"))) > 1
     assert files_dtype(str(tmp_path / "shards")) == torch.bfloat16
+    # of numbers, not of tensors
+    counted = {"a": torch.zeros(9), "b": torch.zeros(1).bfloat16(), "c": torch.zeros(2).bfloat16()}
+    (tmp_path / "counted").mkdir()
+    (tmp_path / "counted" / "config.json").write_text("{}")
+    save_file(counted, tmp_path / "counted" / "model.safetensors")
+    assert files_dtype(str(tmp_path / "counted")) == torch.float32
     # of other files, what config.json says
     only = tmp_path / "bin"
     shutil.copytree(tmp_path / "mixed", only)
