@@ -173,12 +173,9 @@ def readable_tokenizer_config(
         config["additional_special_tokens"] = config.pop("extra_special_tokens")
     if config["tokenizer_class"] != KNOWN_CLASS:
         # Transformers 5 goes by tokenizer.json alone, classes before it by these: as in training.
-        bare, framed = (tokenizer("a", add_special_tokens=on)["input_ids"] for on in (False, True))
-        ends = {"bos": framed[:1] if framed[:1] != bare[:1] else []}
-        ends["eos"] = framed[-1:] if framed[-1:] != bare[-1:] else []
-        for name, found in ends.items():
-            number = getattr(tokenizer, f"{name}_token_id")
-            config[f"add_{name}_token"] = number is not None and found == [number]
+        framed = tokenizer("a")["input_ids"]
+        for name, found in (("bos", framed[0]), ("eos", framed[-1])):
+            config[f"add_{name}_token"] = found == getattr(tokenizer, f"{name}_token_id")
     return config
 
 

@@ -229,6 +229,7 @@ def test_field_25_what_is_added_changes_no_number(tmp_path, family):
         again = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
         assert torch.equal(again(ids).logits, expected)
         assert not read(tmp_path / name).keys() - read(folder).keys()
+        assert rope_fields(config).items() <= read(folder).items()
 
 
 # ---------------------------------------------------------------- the dtype of the files
