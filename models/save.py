@@ -173,9 +173,11 @@ def readable_tokenizer_config(
         config["additional_special_tokens"] = config.pop("extra_special_tokens")
     if config["tokenizer_class"] != KNOWN_CLASS:
         # Transformers 5 goes by tokenizer.json alone, classes before it by these: as in training.
-        framed = tokenizer("a")["input_ids"]
-        for name, found in (("bos", framed[0]), ("eos", framed[-1])):
-            config[f"add_{name}_token"] = found == getattr(tokenizer, f"{name}_token_id")
+        # Compared with the bare text: "a" may be no token, or unknown, where unk is bos and eos.
+        bare, framed = (tokenizer("a", add_special_tokens=on)["input_ids"] for on in (False, True))
+        for name, end in (("bos", slice(None, 1)), ("eos", slice(-1, None))):
+            token = getattr(tokenizer, f"{name}_token_id")
+            config[f"add_{name}_token"] = framed[end] == [token] != bare[end]
     return config
 
 

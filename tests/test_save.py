@@ -10,11 +10,25 @@ from runs import BASE, QUICK, copy_base, pocket_rows, random_llama, run, write_r
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from tiny_models import FAMILIES, make_model
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig
+from tokenizers import Tokenizer
+from tokenizers.models import BPE
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    GenerationConfig,
+    PreTrainedTokenizerFast,
+)
 
 from models.checkpoint import files_dtype
 from models.load import load_causal_lm, load_scorer, load_tokenizer
-from models.save import final_of, readable_config, rope_fields, taught_to_stop
+from models.save import (
+    final_of,
+    readable_config,
+    readable_tokenizer_config,
+    rope_fields,
+    taught_to_stop,
+)
 
 
 def read(folder, name="config.json"):
@@ -172,6 +186,16 @@ def test_field_25_the_sources_class_is_kept_and_frames_as_in_training(
     found = read(saved(model, base, tokenizer, tmp_path / "final"), "tokenizer_config.json")
     assert (found["tokenizer_class"], found["legacy"]) == (name, False)
     assert (found["add_bos_token"], found["add_eos_token"]) == (bos, eos)
+
+
+@pytest.mark.parametrize("more", [{}, {"unk_token": "<e>", "bos_token": "<e>"}])
+def test_field_25_a_tokenizer_without_latin_letters_puts_nothing_on(more):
+    """The letter that is tried is no token there, or the unknown one: a run must not fail so."""
+    inside = Tokenizer(BPE({"<e>": 0, "б": 1}, [], unk_token=more.get("unk_token")))
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=inside, eos_token="<e>", **more)
+    assert tokenizer("a")["input_ids"] == ([0] if more else [])
+    found = readable_tokenizer_config({"tokenizer_class": "GPT2Tokenizer"}, {}, tokenizer)
+    assert (found["add_bos_token"], found["add_eos_token"]) == (False, False)
 
 
 def test_field_25_extra_special_tokens_have_the_name_that_others_read(tmp_path):
