@@ -42,13 +42,14 @@ class Run:
 def run(*flags, cwd=None, env=None, before=None, draw=False) -> Run:
     """`python train.py FLAGS`; `before`, a function of a module of this folder, is called first.
 
+    A flag replaces the same flag before it, one of QUICK's say: train.py would refuse it.
     The curves are drawn only with `draw`: that takes longer than the rest of a small run.
     """
     with tempfile.TemporaryDirectory() as folder:
         inherited = dict(os.environ)
         os.environ |= OFFLINE | {"PYTHONPATH": str(ROOT)}
         try:
-            job = (folder, [str(flag) for flag in flags], cwd, env or {}, before, draw)
+            job = (folder, last_of_each(flags), cwd, env or {}, before, draw)
             process = _forks.Process(target=_train, args=job)
             process.start()
         finally:
@@ -59,6 +60,17 @@ def run(*flags, cwd=None, env=None, before=None, draw=False) -> Run:
             process.kill()
         out, err = (Path(folder, name).read_text("utf-8") for name in ("out", "err"))
         return Run(process.exitcode, out, err)
+
+
+def last_of_each(flags):
+    """The command line with the last value alone of a flag that is there more than once."""
+    groups = {}
+    for word in map(str, flags):
+        if word.startswith("--"):
+            groups[word] = group = [word]
+        else:
+            group.append(word)
+    return [word for group in groups.values() for word in group]
 
 
 def _train(folder, flags, cwd, env, before, draw):

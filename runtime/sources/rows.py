@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from data.records import check_skipped, load_data
 from data.splits import Split
 from data.trees import Layout, TreeBatch
 from losses.base import Loss
+from models.checkpoint import check_positions
 from models.layout import choose_layout
 from models.load import (
     check_tokenizer,
@@ -50,6 +52,15 @@ class RowPlan:
     steps: int
     data: str
     summary: list[str]
+
+    @property
+    def end_tokens(self) -> set[int]:
+        return {
+            response[-1]
+            for row in self.train.rows
+            for response, whole in zip(row.responses, row.ends, strict=True)
+            if whole
+        }
 
     def preview(self) -> str:
         return show_examples(self.train.rows, self.tokenizer)
@@ -160,8 +171,11 @@ def plan_rows(run: Run, loss: Loss, accelerator: Accelerator) -> RowPlan:
     config = run.train
     tokenizer = load_tokenizer(config.model)
     train, heldout, piqa, description = load_splits(config, loss, run.loss, tokenizer)
+    check_length = partial(check_positions, longest_row(train, heldout), config.max_length)
+    check_length(config.model, "--model")
     if "reference" in loss.needs(run.loss) and run.loss.ref_model is not None:
         check_tokenizer(run.loss.ref_model, tokenizer, train.token_ids | heldout.token_ids)
+        check_length(run.loss.ref_model, "--ref_model")
     rows = len(train.rows)
     steps = total_steps(rows, config.batch_size, config.epochs, config.max_steps)
     summary = [
@@ -205,6 +219,12 @@ def load_splits(
         split = Split(encoded.rows, packing=loss.packing(loss_config))
         splits.append(split.with_columns(row_columns(encoded.rows, loss)))
     return splits[0], splits[1], piqa, lines
+
+
+def longest_row(*splits: Split) -> int:
+    """Tokens of the longest prompt and response that a model sees together."""
+    rows = (row for split in splits for row in split.rows)
+    return max(len(row.prompt) + max(map(len, row.responses)) for row in rows)
 
 
 def row_columns(rows: Sequence[Row], loss: Loss) -> dict[str, torch.Tensor]:
