@@ -37,5 +37,9 @@ def pytest_runtest_teardown(item):
 
 
 def pytest_collection_modifyitems(items):
-    """Whole runs last: most mutants are killed before."""
-    items.sort(key=lambda item: hasattr(item.module, "run"))
+    """Quick files first and whole runs last: most mutants are killed before."""
+    seconds = {}
+    for item in items:
+        duration = state().duration_by_test.get(item.nodeid, 0)
+        seconds[item.path] = seconds.get(item.path, 0) + duration
+    items.sort(key=lambda item: (hasattr(item.module, "run"), seconds[item.path], item.path))
