@@ -398,6 +398,20 @@ def test_an_evaluation_is_remembered_with_its_step():
     assert (state.evaluated, state.heldout) == (3, {"a": 1.0})
 
 
+def test_tokens_are_counted_where_the_ranks_meet(monkeypatch):
+    """On the device whose collectives add them up."""
+    monkeypatch.setattr(train, "peak_memory", lambda device: device.type)
+
+    def reduce(tensor, how):
+        assert (tensor.device.type, how) == ("meta", "sum")
+        return torch.tensor(12)
+
+    accelerator = SimpleNamespace(device=torch.device("meta"), reduce=reduce)
+    run = Run(TrainConfig(loss="sft"), LOSSES["sft"].config(), {})
+    summary = train.summarize(run, accelerator, TrainState(step=1, seconds=1.0), {}, "data")
+    assert (summary["tokens"], summary["peak_memory_bytes"]) == (12, "meta")
+
+
 def test_main_launches_train(monkeypatch):
     monkeypatch.setattr(train, "launch", lambda *given: given)
     assert train.main("arguments") == (train.train, "arguments")
