@@ -132,6 +132,14 @@ def test_linux_says_what_this_process_held():
     assert found == pytest.approx(1024 * int(said), rel=0.1) and found % 1024 == 0
 
 
+def test_the_peak_is_read_in_kilobytes(monkeypatch):
+    status = "VmPeak:\t  99 kB\nVmHWM:\t  77 kB\nVmRSS:\t  55 kB\n"
+    monkeypatch.setattr(Path, "exists", lambda path: True)
+    texts = {Path("/proc/self/status"): status}
+    monkeypatch.setattr(Path, "read_text", lambda path, encoding: texts[path])
+    assert report.peak_memory(torch.device("cpu")) == 77 * 1024
+
+
 @pytest.mark.skipif(sys.platform == "win32", reason="no resource module")
 @pytest.mark.parametrize("platform, factor", [("darwin", 1), ("freebsd", 1024)])
 def test_without_proc_the_peak_is_that_of_getrusage(monkeypatch, platform, factor):

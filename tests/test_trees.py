@@ -20,11 +20,13 @@ from transformers.models.auto.modeling_auto import (
 
 from data.encode import Row
 from data.errors import InputError
+from data.splits import Split
 from data.trees import ROW_TOKENS, pack, shared_length, tree_mask, tree_tokens
 from losses.base import masked_sum
 from losses.logprobs import token_logprobs
 from models import layout as layouts
 from models.forward import Policy, attention_mask, model_inputs
+from models.inference import forward_pass
 from models.layout import choose_layout, common_layout
 
 # A forward and backward through three layers is some hundred roundings of what TIGHT allows one.
@@ -214,6 +216,14 @@ def test_the_scores_to_compare_with_are_computed_where_the_model_is(monkeypatch)
     lengths = [len(row.prompt) + len(response) for response in row.responses]
     assert asked == [("meta", (1, n), {"use_cache": False}) for n in lengths]
     assert scores.shape == (2,)
+
+
+def test_a_pass_without_gradients_puts_its_batches_where_it_is_told():
+    options = dict(max_tokens=20, device=torch.device("meta"))
+    batches = [
+        batch for _, batch, _ in forward_pass(lambda batch: 0, Split(make_rows(3)), **options)
+    ]
+    assert {batch.mask.device.type for batch in batches} == {"meta"}
 
 
 # --- what a batch is to a Hugging Face model ------------------------------------------------------
