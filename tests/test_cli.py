@@ -196,6 +196,14 @@ def test_what_is_left_open_comes_from_the_loss_or_from_pocket():
     config = run.train
     assert (config.max_steps, config.batch_size, run.learning_rate) == (None, 16, 1e-6)
     assert run.origin["learning_rate"] == "default for dpo" and run.loss == DPOConfig()
+    run = resolve(parse("--loss dpo"), DPOConfig, 1e-6, {"sft": {"batch_size": 3}})
+    assert (run.train.batch_size, run.learning_rate) == (16, 1e-6)
+
+
+def test_the_shortest_length_is_a_prompt_and_a_response_of_one_token():
+    assert TrainConfig(loss="sft", max_length=2).max_length == 2
+    with pytest.raises(ValueError, match="^--max_length 1: at least 2"):
+        TrainConfig(loss="sft", max_length=1)
 
 
 def test_a_config_file_gives_flags_and_the_command_line_overrides_them(config_file):
