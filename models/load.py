@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -19,7 +20,7 @@ from transformers import (
 )
 from transformers.utils import logging as transformers_logging
 
-from data.errors import USAGE, InputError
+from data.errors import NO_INPUT, USAGE, InputError
 from models.checkpoint import attempt, missing_attention, read_config
 from models.pad import give_pad_token
 
@@ -30,13 +31,26 @@ transformers_logging.disable_progress_bar()  # a run has one bar, its own
 transformers_logging.set_verbosity_error()  # what matters of its warnings is an InputError here
 
 
-def load_tokenizer(name: str, flag: str = "--model") -> PreTrainedTokenizerBase:
+def load_tokenizer(
+    name: str, flag: str = "--model", *, chat_template: str | None = None
+) -> PreTrainedTokenizerBase:
     """The tokenizer of a model directory or hub id; InputError if either cannot be had.
 
     It is the first that a run reads of a model, so what cannot be trained is refused here.
+    `chat_template`: a file whose template takes the place of the tokenizer's own.
     """
     read_config(name, flag)
-    return attempt(name, flag, "its tokenizer", tokenizer_at)
+    tokenizer: PreTrainedTokenizerBase = attempt(name, flag, "its tokenizer", tokenizer_at)
+    if chat_template is not None:
+        try:
+            tokenizer.chat_template = Path(chat_template).expanduser().read_text("utf-8")
+        except OSError as error:
+            reason = f"--chat_template {chat_template}: {error.strerror}"
+            raise InputError(f"{reason}; check the path", NO_INPUT) from error
+        except UnicodeDecodeError as error:
+            reason = f"--chat_template {chat_template}: not UTF-8"
+            raise InputError(f"{reason}; save the template as UTF-8", USAGE) from error
+    return tokenizer
 
 
 def tokenizer_at(where: str) -> PreTrainedTokenizerBase:

@@ -254,7 +254,7 @@ def plan_prompts(run: Run, loss: Loss, accelerator: Accelerator) -> PromptPlan:
         )
     source = ppo.prompts or config.data
     reward = plan_reward(ppo.reward, source)
-    tokenizer = load_tokenizer(config.model)
+    tokenizer = load_tokenizer(config.model, chat_template=config.chat_template)
     stop_ids(tokenizer, ppo.stop_tokens)  # refuses what is no token of the tokenizer
     options = config.reading
     *parts, data = load_prompts(
