@@ -13,8 +13,8 @@ from runs import ROOT
 # Every file may import what stands before it, and nothing else: data goes one way, file by file.
 # Imports for types count. A loss, losses/<name>.py, stands in the place of LOSSES.
 ORDER = """
-data/ errors archives columnar tables readers options messages transcripts formats join rows rendering
-data/ chat tokens encode batches trees splits unread
+data/ errors archives columnar tables readers options messages transcripts formats join rows
+data/ rendering chat tokens encode batches trees splits unread
 data/pocket/ world rows text base __init__ __main__
 data/ piqa selection shards cards folders locations sources records prompts __init__
 losses/ base sampling_config advantages logprobs LOSSES __init__
