@@ -48,7 +48,7 @@ def test_label_files_that_do_not_fit(tmp_path, name, content, message):
     ("plain_text/train.jsonl", "plain_text/validation.jsonl"),
 ])  # fmt: skip
 def test_directories_are_read_by_the_names_of_splits(tmp_path, names):
-    write(tmp_path, {names[0]: lines(PAIR, PIQA | PAIR), names[1]: lines(PAIR)})
+    write(tmp_path, {names[0]: lines(PAIR, {"id": 1} | PAIR), names[1]: lines(PAIR)})
     write(tmp_path, {".cache/train.lock": "", "README.md": ""})
     train, heldout, told = load_data(str(tmp_path), pairs=True)
     assert (len(train), len(heldout)) == (2, 1) and "1 duplicate row" in told
