@@ -114,7 +114,7 @@ def summary(folder: Path, old: dict[str, Any]) -> dict[str, Any]:
     files: dict[str, dict[str, Any]] = {
         module: {"commit": old.get("commit")} | count
         for module, count in old.get("files", {}).items()
-        if module not in run and is_there(module)
+        if module not in run and is_there(module) and count.get("not run", 0) < count["mutants"]
     }
     reasons = {}
     kept: dict[str, list[dict[str, str]]] = {"equivalent": [], "survivors": []}
@@ -123,8 +123,12 @@ def summary(folder: Path, old: dict[str, Any]) -> dict[str, Any]:
             function = one["function"]
             if kind == "equivalent":
                 reasons[function, one["before"], one["after"]] = one["why"]
-            of_run = any(function.startswith(f"{module}.") for module in run)
-            if not of_run and part_of(function) and is_there(function):
+            of_run, of_kept = (
+                any(function.startswith(f"{module}.") for module in modules)
+                for modules in (run, files)
+            )
+            known = of_kept if kind == "survivors" else part_of(function) and is_there(function)
+            if known and not of_run:
                 ones.append(one)
     explained = {function for function, _, _ in reasons}
     equivalent, survivors = kept["equivalent"], kept["survivors"]

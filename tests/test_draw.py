@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from rollout.reward_model import ModelReward
-from rollout.sample import Sampling, draw, sample
+from rollout.sample import Sampled, Sampling, draw, sample
 
 LOGITS = torch.tensor([[0.1, 0.2, 0.7]], dtype=torch.float64).log()
 
@@ -41,3 +41,16 @@ def test_borders_between_tokens_are_kept_in_float64():
     logits = torch.zeros(1, count).expand(len(numbers), count)
     tokens, _ = draw(logits, Sampling(1, (0,)), numbers)
     assert tokens.tolist() == list(places)
+
+
+def test_a_batch_has_as_many_prompts_as_the_tokens_allow(monkeypatch):
+    """By default 16,384 tokens: 3,276 prompts of four with a response of one."""
+    sizes = []
+
+    def respond(model, prompts, sampling, uniforms):
+        sizes.append(len(prompts))
+        return [Sampled([0], [0.0], True)] * len(prompts)
+
+    monkeypatch.setattr("rollout.sample._sample_group", respond)
+    sample(torch.nn.Module(), [[3] * 4] * 3277, Sampling(1, ()), torch.Generator())
+    assert sizes == [3276, 1]

@@ -145,11 +145,12 @@ def test_a_file_that_was_not_run_stays_as_it_was(folder, score, there):
         "files": {
             "losses.one": {"mutants": 7, "survived": 7, "score": 0.0},
             "losses.two": {"mutants": 7, "killed": 7, "score": 1.0},  # there is no such file
+            "losses.dpo": {"mutants": 7, "not run": 7, "score": 0.0},  # nothing is known of it
             "losses.sft": {"mutants": 9, "killed": 9, "score": 1.0, "commit": "older"},
             "train": {"mutants": 3, "killed": 1, "equivalent": 1, "survived": 1, "score": 0.5},
         },
         "equivalent": [TOTAL | {"why": "is killed now"}, STEP | {"why": "nobody reads it"}],
-        "survivors": [BIAS, STEP | {"after": "return 3"}],
+        "survivors": [BIAS, STEP | {"after": "return 3"}, STEP | {"function": "losses.dpo.step"}],
     }
     code, written = score(old)
     assert code == 1  # of train.py
@@ -163,7 +164,7 @@ def test_a_file_that_was_not_run_stays_as_it_was(folder, score, there):
         "train": old["files"]["train"],
     }
     assert written["equivalent"] == old["equivalent"][1:]
-    assert written["survivors"] == old["survivors"][1:] and written["commit"] == "new"
+    assert written["survivors"] == old["survivors"][1:2] and written["commit"] == "new"
 
 
 def test_a_reason_outlives_a_run_without_its_mutant(folder, score):

@@ -18,6 +18,7 @@ from rollouts import (
 )
 from tiny_models import relative_error
 
+from data.batches import step_rows
 from data.splits import Split
 from losses.ppo import PPOConfig
 from rollout.state import Experience, RolloutState
@@ -94,18 +95,27 @@ def test_every_rollout_goes_on_in_the_prompts_and_draws_anew():
     assert left_behind(train(seed=1))["responses"] != left_behind(train(seed=2))["responses"]
 
 
+@pytest.mark.parametrize("made_before", [0, 2])
+def test_prompts_are_those_of_the_seed_s_order(monkeypatch, made_before):
+    """As rows are in the other losses: each prompt once an epoch."""
+    prompts, _, _ = first_asked(monkeypatch, seed=5, made_before=made_before)
+    texts = [prompt.text for prompt in prompts_of(12)]
+    assert prompts == [texts[i] for i in step_rows(made_before + 1, 12, 8, seed=5)]
+
+
 class Asked(Exception):
     """A rollout was asked for, with these prompts, numbers and seed."""
 
 
-def first_asked(monkeypatch, *, seed, ranks=1, rank=0):
+def first_asked(monkeypatch, *, seed, ranks=1, rank=0, made_before=0):
     def ask(rollouts, prompts, numbers, seed, state):
         raise Asked([prompt.text for prompt in prompts], numbers, seed)
 
     monkeypatch.setattr("rollout.steps.rollout", ask)
     accelerator = SimpleNamespace(num_processes=ranks, process_index=rank)
     made = replace(make_rollouts(), accelerator=accelerator)
-    options = dict(batch_size=4, steps=1, state=RolloutState(kl_coef=0.0))
+    state = RolloutState(kl_coef=0.0, number=made_before)
+    options = dict(batch_size=4, steps=1 + 4 * made_before, state=state)
     with pytest.raises(Asked) as error:
         next(rollout_steps(made, prompts_of(12), seed=seed, **options))
     return error.value.args
@@ -188,7 +198,7 @@ def test_batches_have_the_layout_that_the_models_take():
 def test_a_rank_without_a_row_in_a_step_gets_a_stand_in(monkeypatch):
     """And each of its rows once an epoch: here two ranks have one row each, a step is one row."""
     rows, columns = train(steps=1).rollouts[0]
-    accelerator = SimpleNamespace(num_processes=2, process_index=0, device=torch.device("cpu"))
+    accelerator = SimpleNamespace(num_processes=2, process_index=0, device=torch.device("meta"))
     for rank in (0, 1):
         accelerator.process_index = rank
         mine = {name: column[[rank]] for name, column in columns.items()}
@@ -196,7 +206,9 @@ def test_a_rank_without_a_row_in_a_step_gets_a_stand_in(monkeypatch):
         monkeypatch.setattr("rollout.steps.rollout", lambda *_, made=experience: made)
         made = replace(make_rollouts(replace(SMALL, rollout_size=2)), accelerator=accelerator)
         options = dict(batch_size=1, steps=4, seed=0, state=RolloutState(kl_coef=0.0))
-        dummies = [b.dummy for bs in rollout_steps(made, prompts_of(2), **options) for b in bs]
+        batches = [b for bs in rollout_steps(made, prompts_of(2), **options) for b in bs]
+        assert {batch.mask.device.type for batch in batches} == {"meta"}  # the rank's device
+        dummies = [batch.dummy for batch in batches]
         for epoch in (dummies[:2], dummies[2:]):
             assert sorted(epoch) == [False, True]
             assert {type(dummy) for dummy in epoch} == {bool}
