@@ -151,10 +151,10 @@ def once():
 
     real, seen = source.load_tokenizer, []
 
-    def load(name, *args):
+    def load(name, *args, **options):
         assert name not in seen, f"the tokenizer of {name} was loaded again"
         seen.append(name)
-        return real(name, *args)
+        return real(name, *args, **options)
 
     source.load_tokenizer = load
 

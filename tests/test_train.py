@@ -74,6 +74,7 @@ class Stage:
             "model_card": lambda *given: ("card", *given),
             "table": lambda summary: f"table of {summary['steps']} steps",
             "time": SimpleNamespace(perf_counter=lambda: self.now),
+            "final_of": self.final,
         }
         for name, stand_in in replaced.items():
             monkeypatch.setattr(train, name, stand_in)
@@ -107,7 +108,12 @@ class Stage:
             steps=5,
             data="48 rows",
             tokenizer="tokenizer",
+            end_tokens={7},
         )
+
+    def final(self, *given):
+        assert given == ("saved part", self.run.train.model, "tokenizer", {7}, "auto")
+        return SimpleNamespace(save="saves it", description="the model")
 
     def load(self):
         self.seen.append("load")
@@ -169,9 +175,9 @@ class Stage:
             close=lambda: self.note("close"),
         )
 
-    def finish(self, summary, saved, tokenizer, *, card, draw):
+    def finish(self, summary, save, *, card, draw):
         assert draw is train.draw_curves
-        self.note("finish", dict(summary), saved, tokenizer, card)
+        self.note("finish", dict(summary), save, card)
 
 
 def line(step, seconds):
@@ -243,7 +249,7 @@ def test_a_whole_run_in_order(monkeypatch):
         ("close",),
         ("check_finite", {"loss": 5.0}, "after step 5; try a lower --learning_rate"),
         "wait",
-        ("finish", summary, "saved part", "tokenizer", ("card", "sft", "pocket", summary)),
+        ("finish", summary, "saves it", ("card", "sft", "pocket", summary)),
         "end_training",
         ("print", "table of 5 steps"),
         ("print", f"the/path: {RUN_FILES}"),
