@@ -149,9 +149,7 @@ class _Reader:
                 row_format = _format_of(row, where, options)
                 pairs = row_format.responses == 2
                 judged = row_format if pairs else row_format._replace(responses=0)
-                # a file that has our name and not theirs is read by ours
-                kept = {ours for ours, theirs in options.columns.items() if {*theirs} - {*found}}
-                unread = Unread(judged, options, taken.required | taken.optional | kept)
+                unread = Unread(judged, options, taken.required | taken.optional)
             try:
                 record = _read(row, where, row_format, options)
                 unread.check(found, record)  # which may know where the prompt is

@@ -123,7 +123,15 @@ def _read(
         return _conversation(row, row_format.columns[0], where, options)
     names = row_format.columns[-row_format.responses :]
     prompt = read_text(row["prompt"], where, "prompt") if "prompt" in row else None
-    return Parts(prompt, [_response(row, column, where) for column in names], names)
+    responses = [_response(row, column, where) for column in names]
+    before = next((column for column in CONVERSATION if column in row), None)
+    if row_format is IMPLICIT and before and all(_is_one_answer(r) for r in responses):
+        prompt = read_text(row[before], where, before)  # LlamaFactory's: the answers stand apart
+    return Parts(prompt, responses, names)
+
+
+def _is_one_answer(response: Text) -> bool:
+    return not isinstance(response, str) and len(response) == 1
 
 
 def _piqa(row: Mapping[str, object], where: str) -> Parts:

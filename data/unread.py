@@ -62,21 +62,32 @@ class Unread:
         """
         self.rows += 1
         said = _squeezed("\n".join(text_of(t) for t in (record.prompt, *record.responses)))
+        read = self.read(row)
+        lost: dict[str, str] = {}
         for name, value in row.items():
-            if name in self.read or name in self.options.ignore or _is_blank(value):
+            if name in read or name in self.options.ignore or _is_blank(value):
                 continue
-            self.names[name] = None
             key = re.sub(r"[^a-z0-9]", "", name.lower())
+            carries = key in CARRIERS and not _is_said(value, said, record.where, name)
+            if key in DIALOGUE and self.row_format is IMPLICIT and not carries:
+                continue  # the prompt of chosen and rejected
+            self.names[name] = None
             if self.row_format.responses == 1 and _is_verdict(key, value):
                 raise InputError(
                     f"{record.where}:{name}: rows marked good and bad one by one (unpaired"
                     f" preferences, {name} {short(value)}) fit no loss here; keep the good rows"
                     f" without it, pair them, or --ignore {name} to train on all of them"
                 )
-            if key in CARRIERS and not _is_said(value, said, record.where, name):
-                raise InputError(f"{record.where}:{name}: {self._way_in(name, key)}")
+            if carries:
+                lost[name] = key
             if isinstance(value, str) and " " in value.strip() and _squeezed(value) not in said:
                 self.prose[name] = self.prose.get(name, 0) + 1
+        if lost:
+            # The question first, where it is the prompt that is missing.
+            first = min(lost, key=lambda name: lost[name] not in ASKED)
+            others = ", ".join(name for name in lost if name != first)
+            also = f" (not read either: {others})" if others else ""
+            raise InputError(f"{record.where}:{first}: {self._way_in(first, lost[first])}{also}")
         self.chats += not isinstance(record.prompt, str)
         self.empty_prompts += isinstance(record.prompt, str) and not record.prompt.strip()
 
@@ -104,13 +115,12 @@ class Unread:
                 f" {beside[0]}"
             )
 
-    @property
-    def read(self) -> set[str]:
-        """The columns that are read: by the format, by --columns, by whatever else."""
-        mapping = self.options.columns
-        ours = {*self.row_format.columns, *self.row_format.optional, *ALWAYS}
-        theirs = {name for names in mapping.values() for name in names}
-        return {name for name in ours if name not in mapping} | theirs | self.taken
+    def read(self, row: Mapping[str, object]) -> set[str]:
+        """The columns of a row that are read: by the format, by --columns, by whatever else."""
+        named = self.options.columns
+        replaced = {ours for ours, theirs in named.items() if all(name in row for name in theirs)}
+        ours = {*self.row_format.columns, *self.row_format.optional, *ALWAYS} - replaced
+        return ours | {name for names in named.values() for name in names} | self.taken
 
     def note(self) -> list[str]:
         return [f"columns not read: {', '.join(self.names)}"] if self.names else []

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -239,9 +240,13 @@ def show_examples(rows: Sequence[Row], tokenizer: PreTrainedTokenizerBase, count
         lines.append(f"example {number}: prompt of {len(row.prompt)} tokens, not trained on")
         lines.append(f"    {tokenizer.decode(row.prompt)!r}")
         names = ("chosen", "rejected") if len(row.responses) > 1 else ("response",)
-        for name, response, whole in zip(names, row.responses, row.ends, strict=True):
-            tokens = "|".join(str(tokenizer.decode([token])) for token in response)
+        masks = row.masks or [[True] * len(response) for response in row.responses]
+        for name, response, mask, whole in zip(names, row.responses, masks, row.ends, strict=True):
             end = "" if whole else ", cut, so without an end token"
-            lines.append(f"  {name}: {len(response)} trained tokens{end}")
-            lines.append(f"    |{tokens}|".replace("\n", "\\n"))
+            lines.append(f"  {name}: {sum(mask)} trained tokens{end}")
+            for trained, run in groupby(zip(response, mask, strict=True), key=lambda t: t[1]):
+                ids = [token for token, _ in run]
+                tokens = "|".join(str(tokenizer.decode([token])) for token in ids)
+                text = f"|{tokens}|" if trained else f"not trained: {tokenizer.decode(ids)}"
+                lines.append(f"    {text}".replace("\n", "\\n"))
     return "\n".join(lines)
