@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 from data.errors import InputError
 from data.formats import (
     ALPACA,
+    ALWAYS,
     IMPLICIT,
     NUMBERED,
     PIQA,
@@ -80,8 +81,9 @@ def make_record(
     if options.train_on == "last" and len(responses) == 1 and not isinstance(responses[0], str):
         prompt, responses = [*prompt, *responses[0][:-1]], [responses[0][-1:]]
     prompt = with_system(prompt, system, where)
-    tools = read_tools(row.get("tools"), where)
-    kwargs = read_template_kwargs(row.get("chat_template_kwargs"), where)
+    kept = {name: row.get(name) for name in ALWAYS if name not in options.ignore}
+    tools = read_tools(kept.get("tools"), where)
+    kwargs = read_template_kwargs(kept.get("chat_template_kwargs"), where)
     if isinstance(prompt, str) and (tools or kwargs):
         column = "tools" if tools else "chat_template_kwargs"
         raise InputError(

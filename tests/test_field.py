@@ -1,7 +1,7 @@
 """Rows as the field has them: what is given is trained, named, or refused. By the field's numbers.
 
 Files, splits and shards are in test_folders.py and its neighbours, templates in test_templates.py,
-models in test_loading.py and test_save.py, rewards in test_reward_ids.py and test_reward_columns.py.
+models in test_loading.py and test_save.py, rewards in test_reward_ids.py and its neighbours.
 """
 
 import json
@@ -113,8 +113,9 @@ def test_field_2_every_column_that_is_not_read_is_named(tmp_path):
 # --- 5: keys of messages, tools, variables of the template ---------------------------------------
 
 TOOLS = [{"type": "function", "function": {"name": "weather", "parameters": {}}}]
-CALL = {"role": "assistant", "content": None, "tool_calls": [
-    {"type": "function", "function": {"name": "weather", "arguments": {"city": "Oslo"}}}]}  # fmt: skip
+FUNCTION = {"name": "weather", "arguments": {"city": "Oslo"}}
+CALL = {"role": "assistant", "content": None}
+CALL["tool_calls"] = [{"type": "function", "function": FUNCTION}]
 RESULT = {"role": "tool", "content": "7 C", "tool_call_id": "c1", "name": "weather"}
 TOOL_TEMPLATE = (
     "{% if tools %}{{ '<|im_start|>tools' + (tools | tojson) + '<|im_end|>' }}{% endif %}"
@@ -154,7 +155,7 @@ def test_field_5_a_call_is_trained(tmp_path):
 
 @pytest.mark.parametrize("row, match", [
     ({"tools": TOOLS, "prompt": [USER], "completion": [GOOD]}, ":1:tools: "),
-    ({"prompt": [USER], "completion": [CALL]}, "does not write the tool_calls of the assistant"),
+    ({"prompt": [USER], "completion": [CALL | {"content": ""}]}, "does not write the tool_calls of the assistant"),
     ({"prompt": [USER | {"name": "Bo"}], "completion": [GOOD]}, "the name of the user's message"),
     ({"prompt": [USER], "completion": [GOOD | {"reasoning_content": "so"}]}, "reasoning_content"),
     ({"prompt": [USER], "completion": [GOOD], "chat_template_kwargs": {"x": 1}}, "kwargs: x: "),
@@ -198,7 +199,7 @@ def test_field_10_messages_written_as_json_are_messages(tmp_path):
 
 
 @pytest.mark.parametrize("text", [
-    str([USER, GOOD]), "[{'role': 'user', 'content': 'hi'}\n {'role': 'assistant', 'content': 'x'}]",
+    str([USER, GOOD]), "[{'role': 'user', 'content': 'a'}\n {'role': 'tool', 'content': 'x'}]",
     "array([{'content': 'hi', 'role': 'user'}], dtype=object)",
 ])  # fmt: skip
 def test_field_10_messages_written_otherwise_are_refused(tmp_path, text):
@@ -369,3 +370,24 @@ def test_field_29_columns_that_leave_a_doubt_are_usage_errors(columns, message):
     with pytest.raises(InputError, match=message) as error:
         read_options(columns=columns)
     assert error.value.exit_code == 2
+
+
+# --- 20: bad rows --------------------------------------------------------------------------------
+
+
+def test_field_20_one_bad_row_of_many_is_skipped_counted_and_told(tmp_path):
+    rows = [PAIR | {"prompt": f"p{i}"} for i in range(120)]
+    rows[57]["rejected"] = ""
+    said = told(tmp_path, *rows, bad_rows="skip")
+    assert "train: 119 rows of" in said and "1 bad row skipped, first: " in said
+    assert "train.jsonl:58:rejected: the response is empty" in said
+    refused(tmp_path, rows, ":58:rejected: the response is empty")
+
+
+def test_field_20_so_is_one_that_the_template_refuses(tmp_path):
+    good = {"prompt": [USER], "completion": [GOOD]}
+    bad = {"prompt": [USER], "completion": [GOOD | {"reasoning_content": "so"}]}
+    records = read(tmp_path, lines(*[good] * 9, bad), pairs=False)
+    encoded = encode_records(records, small.chatml(), bad_rows="skip")
+    assert len(encoded.rows) == 9
+    assert "1 bad skipped, first: " in encoded.report.line("train")
