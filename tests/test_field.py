@@ -155,7 +155,7 @@ def test_field_5_a_call_is_trained(tmp_path):
 
 @pytest.mark.parametrize("row, match", [
     ({"tools": TOOLS, "prompt": [USER], "completion": [GOOD]}, ":1:tools: "),
-    ({"prompt": [USER], "completion": [CALL | {"content": ""}]}, "does not write the tool_calls of the assistant"),
+    ({"prompt": [USER], "completion": [CALL | {"content": ""}]}, "does not write the tool_calls"),
     ({"prompt": [USER | {"name": "Bo"}], "completion": [GOOD]}, "the name of the user's message"),
     ({"prompt": [USER], "completion": [GOOD | {"reasoning_content": "so"}]}, "reasoning_content"),
     ({"prompt": [USER], "completion": [GOOD], "chat_template_kwargs": {"x": 1}}, "kwargs: x: "),
