@@ -40,6 +40,7 @@ from data.errors import NOT_FINITE, InputError
 from data.trees import TreeBatch
 from losses import LOSSES
 from losses.base import Loss
+from models.save import final_of
 from runtime.config import Args, Run, TrainConfig
 from runtime.curves import draw_curves
 from runtime.directory import RunDirectory
@@ -140,6 +141,7 @@ def train(run: Run, accelerator: Accelerator, directory: RunDirectory) -> None:
     # ---- load: the models, and the held-out metrics before the first update
     models = plan.load()
     accelerator.print(f"model: {models.description}")
+    final = final_of(models.saved, config.model, plan.tokenizer, plan.end_tokens, config.save_dtype)
     optimizer = make_optimizer(
         models.trained,
         run.learning_rate,
@@ -203,10 +205,10 @@ def train(run: Run, accelerator: Accelerator, directory: RunDirectory) -> None:
     summary = summarize(run, accelerator, state, before.metrics, plan.data)
     summary["seconds"] = time.perf_counter() - began
     card = model_card(loss.name, config.model, summary)
-    directory.finish(summary, models.saved, plan.tokenizer, card=card, draw=draw_curves)
+    directory.finish(summary, final.save, card=card, draw=draw_curves)
     accelerator.end_training()
     accelerator.print(table(summary))
-    made = "final/ (the model), metrics.jsonl, summary.json, curves.png"
+    made = f"final/ ({final.description}), metrics.jsonl, summary.json, curves.png"
     accelerator.print(f"{directory.path}: {made}")
 
 

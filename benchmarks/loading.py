@@ -10,7 +10,7 @@ from typing import Any
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from data.errors import NO_INPUT, USAGE, InputError
-from models.load import load_causal_lm, load_tokenizer
+from models.load import load_causal_lm, load_tokenizer, tokenizer_at
 from models.locate import locate
 
 ADAPTER = "adapter_config.json"
@@ -98,5 +98,10 @@ def load(where: str, *, dtype: str) -> tuple[PreTrainedModel, PreTrainedTokenize
     except (OSError, ValueError, RuntimeError, KeyError) as error:
         reason = " ".join(str(error).split())[:200]
         raise InputError(f"--model {where}: the adapter cannot be loaded: {reason}") from error
-    own = (Path(where) / "tokenizer.json").exists()
-    return model, load_tokenizer(where if own else base)
+    if not (Path(where) / "tokenizer.json").exists():
+        return model, load_tokenizer(base)
+    try:
+        return model, tokenizer_at(where)
+    except (OSError, ValueError, ImportError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise InputError(f"--model {where}: its tokenizer cannot be loaded: {reason}") from error

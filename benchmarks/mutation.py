@@ -1,12 +1,13 @@
 """The mutation score of what `mutmut run` found, and why some mutants may survive.
 
-    python -m mutmut run
+    python -m mutmut run 'losses.*'
     python -m benchmarks.mutation benchmarks/results/mutation.json
 
 Survivors are listed in the results file. One that changes nothing that could be observed is given
 its reason there by hand, under "equivalent"; the reason is kept until the mutant is killed or gone.
-Ends with exit code 1 while a part is below its GOAL, not there or not all run, and with 2, the
-results file untouched, if no mutant was run.
+A file of which no mutant was run keeps its last counts, with the commit that they are of. Ends with
+exit code 1 while a part is below its GOAL, not there or not all run, and with 2, the results file
+untouched, if no mutant was run.
 """
 
 from __future__ import annotations
@@ -25,12 +26,8 @@ from typing import Any
 from benchmarks.record import commit, machine
 
 ROOT = Path(__file__).resolve().parent.parent
-PARTS = {  # what the names of its functions begin with, a dot put after them
-    "losses": ("losses.",),
-    "rollout": ("rollout.",),
-    "reduction": ("runtime.metrics.", "train.optimizer_step.", "train.count_units."),
-}
-GOAL = {"losses": 1.0, "rollout": 0.9, "reduction": 0.9}  # share of the non-equivalent mutants
+PARTS = ("losses", "models", "rollout", "runtime", "train")  # folders, and train.py
+GOAL = dict.fromkeys(PARTS, 0.95) | {"losses": 1.0}  # share of the non-equivalent mutants
 KILLED = {1, 3, 36, 24, -24, 152, 255}  # a test failed (1, 3), or the mutant never came to an end
 NOT_RUN = None
 
@@ -50,14 +47,17 @@ def function_of(mutant: str) -> str:
     return f"{module}.{function.removeprefix('x_').removeprefix('xǁ').replace('ǁ', '.')}"
 
 
-def is_there(function: str) -> bool:
-    """Whether the file that the function was in still is."""
-    parts = function.split(".")
-    return any(ROOT.joinpath(*parts[:n]).with_suffix(".py").exists() for n in range(1, len(parts)))
+def is_there(name: str) -> bool:
+    """Whether the file that the module or function is of still is."""
+    parts = name.split(".")
+    return any(
+        ROOT.joinpath(*parts[:n]).with_suffix(".py").exists() for n in range(1, 1 + len(parts))
+    )
 
 
-def part_of(function: str) -> str | None:
-    return next((part for part, starts in PARTS.items() if f"{function}.".startswith(starts)), None)
+def part_of(name: str) -> str | None:
+    part = name.partition(".")[0]
+    return part if part in PARTS else None
 
 
 @lru_cache(maxsize=1)  # seconds for a large file, and its mutants come one after the other
@@ -83,67 +83,83 @@ def change(folder: Path, mutant: str) -> dict[str, str]:
     return {"function": function, "before": before, "after": after}
 
 
-def parts_run(folder: Path) -> set[str]:
-    """The parts of which at least one mutant was run."""
-    run = {part_of(function_of(m)) for m, code in read(folder).items() if code is not NOT_RUN}
-    return {part for part in run if part}
+def by_module(verdicts: dict[str, int | None]) -> dict[str, dict[str, int | None]]:
+    """The verdicts on the mutants of each module that counts."""
+    found: dict[str, dict[str, int | None]] = {}
+    for mutant, code in verdicts.items():
+        module = mutant.rpartition(".")[0]
+        if part_of(module):
+            found.setdefault(module, {})[mutant] = code
+    return found
+
+
+def modules_run(folder: Path) -> set[str]:
+    """Those of which at least one mutant was run."""
+    modules = by_module(read(folder)).items()
+    return {m for m, codes in modules if any(code is not NOT_RUN for code in codes.values())}
+
+
+def with_score(count: Counter[str]) -> dict[str, Any]:
+    to_kill = count["mutants"] - count["equivalent"]
+    return dict(count) | {"score": count["killed"] / to_kill if to_kill else 1.0}
 
 
 def summary(folder: Path, old: dict[str, Any]) -> dict[str, Any]:
-    """Counts and score of every part, its equivalent mutants and its other survivors.
+    """Counts and score of every part and file, equivalent mutants and other survivors.
 
-    What was not run this time stays as the old results file has it: a part with all its entries,
+    What was not run this time stays as the old results file has it: a file with all its entries,
     marked with the commit that it was run at, and a single mutant with its reason.
     """
-    verdicts = read(folder)
-    run = parts_run(folder)
-    parts = {
-        part: {"commit": old.get("commit")} | count
-        for part, count in old.get("parts", {}).items()
-        if part in PARTS and part not in run
+    verdicts, run = by_module(read(folder)), modules_run(folder)
+    files: dict[str, dict[str, Any]] = {
+        module: {"commit": old.get("commit")} | count
+        for module, count in old.get("files", {}).items()
+        if module not in run and is_there(module)
     }
-    survivors = [one for one in old.get("survivors", []) if part_of(one["function"]) in parts]
-    counts = {part: Counter[str]() for part in PARTS if part not in parts}
-    modules = {mutant.rpartition(".")[0] for mutant in verdicts}
-    reasons, equivalent = {}, []
-    for one in old.get("equivalent", []):
-        function, part = one["function"], part_of(one["function"])
-        reasons[function, one["before"], one["after"]] = one["why"]
-        if part in parts:
-            equivalent.append(one)
-        elif part and not any(function.startswith(f"{module}.") for module in modules):
-            if not is_there(function):
-                continue  # renamed or deleted
-            equivalent.append(one)  # its whole file was not run
-            counts[part].update(("mutants", "not run"))
+    reasons = {}
+    kept: dict[str, list[dict[str, str]]] = {"equivalent": [], "survivors": []}
+    for kind, ones in kept.items():
+        for one in old.get(kind, []):
+            function = one["function"]
+            if kind == "equivalent":
+                reasons[function, one["before"], one["after"]] = one["why"]
+            of_run = any(function.startswith(f"{module}.") for module in run)
+            if not of_run and part_of(function) and is_there(function):
+                ones.append(one)
     explained = {function for function, _, _ in reasons}
-    for mutant, code in verdicts.items():
-        function = function_of(mutant)
-        count = counts.get(str(part_of(function)))
-        if count is None:
-            continue
-        count["mutants"] += 1
-        if code is NOT_RUN:
-            count["not run"] += 1
-        elif code in KILLED:
-            count["killed"] += 1
-        if code in KILLED or (code is NOT_RUN and function not in explained):
-            continue
-        found = change(folder, mutant)
-        why = reasons.get((function, found["before"], found["after"]))
-        if code is not NOT_RUN:
-            count["survived" if why is None else "equivalent"] += 1
-        if why is not None:
-            equivalent.append(found | {"why": why})
-        elif code is not NOT_RUN:
-            survivors.append(found)
-    for part, count in counts.items():
-        if count:
-            to_kill = count["mutants"] - count["equivalent"]
-            score = count["killed"] / to_kill if to_kill else 1.0
-            parts[part] = dict(count) | {"score": score}
-    parts = {part: parts[part] for part in PARTS if part in parts}
-    return {"parts": parts, "equivalent": equivalent, "survivors": survivors}
+    equivalent, survivors = kept["equivalent"], kept["survivors"]
+    for module in sorted(verdicts.keys() - files.keys()):
+        count = Counter[str]()
+        for mutant, code in verdicts[module].items():
+            function = function_of(mutant)
+            count["mutants"] += 1
+            if code is NOT_RUN:
+                count["not run"] += 1
+            elif code in KILLED:
+                count["killed"] += 1
+            if code in KILLED or module not in run:
+                continue
+            if code is NOT_RUN and function not in explained:
+                continue
+            found = change(folder, mutant)
+            why = reasons.get((function, found["before"], found["after"]))
+            if code is not NOT_RUN:
+                count["survived" if why is None else "equivalent"] += 1
+            if why is not None:
+                equivalent.append(found | {"why": why})
+            elif code is not NOT_RUN:
+                survivors.append(found)
+        files[module] = with_score(count)
+    parts: dict[str, Counter[str]] = {part: Counter() for part in PARTS}
+    for module, counts in files.items():
+        count = parts[str(part_of(module))]
+        count.update({k: n for k, n in counts.items() if k not in ("commit", "score")})
+    return {
+        "parts": {part: with_score(count) for part, count in parts.items() if count},
+        "files": dict(sorted(files.items())),
+        "equivalent": sorted(equivalent, key=lambda one: one["function"]),
+        "survivors": sorted(survivors, key=lambda one: one["function"]),
+    }
 
 
 def reached(part: str, found: dict[str, Any]) -> bool:
@@ -157,7 +173,7 @@ def main() -> int:
     parser.add_argument("--mutants", type=Path, default=ROOT / "mutants", help="mutmut's folder")
     parser.add_argument("--note", help="what a reader must know of these numbers (default: as was)")
     args = parser.parse_args()
-    if not parts_run(args.mutants):
+    if not modules_run(args.mutants):
         print(f"{args.mutants}: no mutant was run; python -m mutmut run does it", file=sys.stderr)
         return 2
     old = json.loads(args.results.read_text("utf-8")) if args.results.exists() else {}

@@ -1,8 +1,9 @@
 """Read local files row by row, with line numbers.
 
-A row is `(where, columns)`: `("train.jsonl:17", {"prompt": ..., ...})`. Rows are numbered from 1,
-as lines are. Local files are never read through `datasets`, which loses bad rows silently. Here
-anything that is not a row ends the reading with one line: `file:line:column: reason; what to do`.
+The format is that of the suffix, in any case, compressed or not (`train.JSONL.gz`). A row is
+`(where, columns)`: `("train.jsonl:17", {"prompt": ..., ...})`. Rows are numbered from 1, as lines
+are. Local files are never read through `datasets`, which loses bad rows silently. Here anything
+that is not a row ends the reading with one line: `file:line:column: reason; what to do`.
 """
 
 from __future__ import annotations
@@ -13,7 +14,10 @@ import json
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
+from data.archives import COMPRESSIONS, check_kind, file_name, unpack
+from data.columnar import read_arrow, read_parquet
 from data.errors import NO_INPUT, InputError
+from data.tables import rows_of_object
 
 Found = tuple[str, dict[str, object]]  # where, columns
 
@@ -22,17 +26,53 @@ class CsvRow(dict[str, object]):
     """A row whose values are all strings, numbers too."""
 
 
-def read_file(path: Path) -> Iterator[Found]:
-    """The rows of a .jsonl, .json, .csv or .parquet file, with the labels beside it if any."""
-    if path.suffix not in READERS:
-        raise InputError(f"{path}: not a {', '.join(READERS)} file; convert it to one of these")
-    return _read(path)
+# Files that describe data and hold none.
+METADATA = {
+    *("dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json", "config.json"),
+    *("dataset-metadata.json", "croissant.json"),
+}
 
 
-def _read(path: Path) -> Iterator[Found]:
-    rows: Iterable[Found] = READERS[path.suffix](path)
-    labels_path = path.with_name(f"{path.stem}-labels.lst")
-    if path.suffix == ".jsonl" and labels_path.exists():
+def is_metadata(path: Path) -> bool:
+    """Whether a file is about data and not data, by its name."""
+    about = ("readme", "license", "licence", "notice", "requirements", "citation", "changelog")
+    name = file_name(path)
+    cached = path.name.startswith("cache-") and name.suffix == ".arrow"  # what `datasets` mapped
+    by_suffix = name.suffix in (".lst", ".lock", ".metadata")
+    text = name.stem.lower() in about and name.suffix in ("", ".md", ".txt")
+    return cached or by_suffix or text or path.name.lower() in METADATA
+
+
+def is_data(path: Path) -> bool:
+    """Whether a file holds rows, by its name."""
+    hidden = path.name.startswith(".")
+    return file_name(path).suffix in READERS and not hidden and not is_metadata(path)
+
+
+def check_name(path: Path) -> None:
+    """Refuse a file that, by its name, cannot be read."""
+    if path.name.lower() in METADATA:
+        raise InputError(
+            f"{path}: this file is about the data and has no rows; give its directory", NO_INPUT
+        )
+    if file_name(path).suffix not in READERS:
+        packed = f" (or one of these with {', '.join(COMPRESSIONS)})"
+        raise InputError(
+            f"{path}: not a {', '.join(READERS)} file{packed}; convert it to one of these"
+        )
+
+
+def read_file(path: Path, notes: list[str] | None = None) -> Iterator[Found]:
+    """The rows of a file, with the labels beside it if any; `notes` gets what there is to say."""
+    check_name(path)
+    return _read(path, [] if notes is None else notes)
+
+
+def _read(path: Path, notes: list[str]) -> Iterator[Found]:
+    name = file_name(path)
+    rows: Iterable[Found] = READERS[name.suffix](path, notes)
+    labels_path = path.with_name(f"{name.stem}-labels.lst")
+    if name.suffix in (".jsonl", ".ndjson") and labels_path.exists():
         rows = _label(list(rows), path, labels_path)
     empty = True
     for found in rows:
@@ -61,10 +101,8 @@ def _label(rows: list[Found], path: Path, labels_path: Path) -> list[Found]:
 
 
 def _text(path: Path) -> str:
-    try:
-        raw = path.read_bytes()
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror})", NO_INPUT) from error
+    raw = unpack(path)
+    check_kind(path, raw, None)
     try:
         return raw.decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -108,10 +146,14 @@ def _object(value: object, where: str) -> Found:
     raise InputError(f"{where}:1: {short(value)} is not an object; give {{column: value, ...}}")
 
 
-def _read_jsonl(path: Path) -> Iterator[Found]:
-    text = _text(path)
+def _read_jsonl(path: Path, notes: list[str]) -> Iterator[Found]:
+    yield from _json_lines(_text(path), path)
+
+
+def _json_lines(text: str, path: Path) -> Iterator[Found]:
     lines = _lines(text)
-    for number, line in enumerate(lines, 1):
+    last = max((number for number, line in enumerate(lines, 1) if line.strip()), default=1)
+    for number, line in enumerate(lines[:last], 1):
         where = f"{path}:{number}"
         if not line.strip():
             raise InputError(f"{where}:1: the line is blank; remove it")
@@ -119,41 +161,78 @@ def _read_jsonl(path: Path) -> Iterator[Found]:
         yield _object(_json(line, where, cut), where)
 
 
-def _read_json(path: Path) -> Iterator[Found]:
-    """One array of objects, or one object a line."""
+def _read_json(path: Path, notes: list[str]) -> Iterator[Found]:
+    """One array of objects, one object a line, or one object with all rows in it."""
     text = _text(path)
-    if not text.lstrip().startswith("["):
-        yield from _read_jsonl(path)
+    array = text.lstrip().startswith("[")
+    if not array and not _is_one_value(text):
+        yield from _json_lines(text, path)
         return
     try:
         json.loads(text)  # for the line of what is not JSON
     except json.JSONDecodeError as error:
+        what = "array" if array else "object"
         raise InputError(
-            f"{path}:{error.lineno}:{error.colno}: not JSON ({error.msg}); correct the array"
+            f"{path}:{error.lineno}:{error.colno}: not JSON ({error.msg}); correct the {what}"
         ) from error
     except (ValueError, RecursionError):
         pass  # reported below
     rows = _json(text, str(path))
+    if isinstance(rows, dict):
+        rows, note = rows_of_object(rows, path)
+        if not note:
+            first = text[: len(text) - len(text.lstrip())].count("\n") + 1
+            yield _object(rows[0], f"{path}:{first}")
+            return
+        notes.append(f"{path}: {note}")
     assert isinstance(rows, list)
     for number, row in enumerate(rows, 1):
         yield _object(row, f"{path}:row {number}")
 
 
-def _read_csv(path: Path) -> Iterator[Found]:
+def _is_one_value(text: str) -> bool:
+    """Whether the text is one object, over however many lines, and not one object a line."""
+    lines = [line for line in _lines(text) if line.strip()]
+    if not lines or not lines[0].lstrip().startswith("{"):
+        return False
+    if len(lines) == 1:
+        return text.rstrip().endswith("}")
+    try:
+        json.loads(lines[0])
+    except (ValueError, RecursionError):
+        # a first line that ends in the middle of a value: `{` or `{"data": [`
+        return not lines[0].rstrip().endswith("}")
+    return False
+
+
+def _read_csv(path: Path, notes: list[str]) -> Iterator[Found]:
+    yield from _cells(path, ",", "commas")
+
+
+def _read_tsv(path: Path, notes: list[str]) -> Iterator[Found]:
+    yield from _cells(path, "\t", "tabs")
+
+
+def _cells(path: Path, delimiter: str, plural: str) -> Iterator[Found]:
     text = _text(path)
     if "\0" in text:
         line = text.count("\n", 0, text.index("\0")) + 1
         raise InputError(f"{path}:{line}: a NUL character; remove it")
     csv.field_size_limit(2**31 - 1)  # the limit is the module's; its default refuses 128 KiB
-    reader = csv.reader(io.StringIO(text, newline=""), strict=True)
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
     header: list[str] = []
     line = 1
+    blank = ""  # where the first blank line is; blank lines may end the file
     try:
         for cells in reader:
             where = f"{path}:{line}"
             line = reader.line_num + 1
-            if not cells:
-                raise InputError(f"{where}:1: the line is blank; remove it")
+            white = not any(cell.strip() for cell in cells) and len(cells) < max(2, len(header))
+            if white and not (len(header) == 1 and cells == [""]):  # `""` is a cell
+                blank = blank or where
+                continue
+            if blank:
+                raise InputError(f"{blank}:1: the line is blank; remove it")
             if not header:
                 header = cells
                 if len(set(header)) < len(header):
@@ -161,7 +240,7 @@ def _read_csv(path: Path) -> Iterator[Found]:
             elif len(cells) != len(header):
                 raise InputError(
                     f"{where}:{min(len(cells), len(header)) + 1}: {len(cells)} fields, but the"
-                    f' header has {len(header)}; put texts with commas in "quotes"'
+                    f' header has {len(header)}; put texts with {plural} in "quotes"'
                 )
             else:
                 yield where, CsvRow(zip(header, cells, strict=True))
@@ -169,28 +248,22 @@ def _read_csv(path: Path) -> Iterator[Found]:
         raise InputError(f"{path}:{line}: not CSV ({error}); correct the quotes") from error
 
 
-def _read_parquet(path: Path) -> Iterator[Found]:
-    import pyarrow
-    from pyarrow import parquet
-
-    number = 0
-    try:
-        for batch in parquet.ParquetFile(path).iter_batches():
-            for row in batch.to_pylist():
-                number += 1
-                yield f"{path}:row {number}", row
-    except (pyarrow.ArrowException, UnicodeDecodeError, OSError) as error:
-        reason = " ".join(str(error).split())
-        raise InputError(
-            f"{path}:row {number + 1}: not readable as parquet ({reason}); write the file again"
-        ) from error
+def _read_txt(path: Path, notes: list[str]) -> Iterator[Found]:
+    """Each line that is not blank is a row, with the one column `text`."""
+    for number, line in enumerate(_lines(_text(path)), 1):
+        if line.strip():
+            yield f"{path}:{number}", {"text": line.removesuffix("\r")}
 
 
-READERS: dict[str, Callable[[Path], Iterator[Found]]] = {
+READERS: dict[str, Callable[[Path, list[str]], Iterator[Found]]] = {
     ".jsonl": _read_jsonl,
+    ".ndjson": _read_jsonl,
     ".json": _read_json,
     ".csv": _read_csv,
-    ".parquet": _read_parquet,
+    ".tsv": _read_tsv,
+    ".parquet": lambda path, notes: read_parquet(path),
+    ".arrow": lambda path, notes: read_arrow(path),
+    ".txt": _read_txt,
 }
 
 

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable
-from typing import Any, TypeVar
+from functools import partial
+from pathlib import Path
+from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from transformers import (
+    AutoConfig,
     AutoModelForCausalLM,
     AutoModelForSequenceClassification,
     AutoModelForTokenClassification,
@@ -19,10 +20,10 @@ from transformers import (
 )
 from transformers.utils import logging as transformers_logging
 
-from data.errors import UNAVAILABLE, USAGE, InputError
-from models.locate import locate
+from data.errors import NO_INPUT, USAGE, InputError
+from models.checkpoint import attempt, missing_attention, read_config
+from models.pad import give_pad_token
 
-Loaded = TypeVar("Loaded")
 HEAD = "score.weight"  # of a sequence classifier
 HEADS = ("score", "classifier")  # of a token classifier
 
@@ -30,21 +31,45 @@ transformers_logging.disable_progress_bar()  # a run has one bar, its own
 transformers_logging.set_verbosity_error()  # what matters of its warnings is an InputError here
 
 
-def load_tokenizer(name: str, flag: str = "--model") -> PreTrainedTokenizerBase:
-    """The tokenizer of a model directory or hub id; InputError if it cannot be had."""
+def load_tokenizer(
+    name: str, flag: str = "--model", *, chat_template: str | None = None
+) -> PreTrainedTokenizerBase:
+    """The tokenizer of a model directory or hub id; InputError if either cannot be had.
 
-    def load(where: str) -> PreTrainedTokenizerBase:
+    It is the first that a run reads of a model, so what cannot be trained is refused here.
+    `chat_template`: a file whose template takes the place of the tokenizer's own.
+    """
+    read_config(name, flag)
+    tokenizer: PreTrainedTokenizerBase = attempt(name, flag, "its tokenizer", tokenizer_at)
+    if chat_template is not None:
         try:
-            tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
-                where, trust_remote_code=False
-            )
-        except (OSError, ValueError) as error:
-            if os.path.isdir(where) and not os.path.exists(os.path.join(where, "tokenizer.json")):
-                raise ValueError("no tokenizer.json in this directory") from error
-            raise
-        return tokenizer
+            tokenizer.chat_template = Path(chat_template).expanduser().read_text("utf-8")
+        except OSError as error:
+            reason = f"--chat_template {chat_template}: {error.strerror}"
+            raise InputError(f"{reason}; check the path", NO_INPUT) from error
+        except UnicodeDecodeError as error:
+            reason = f"--chat_template {chat_template}: not UTF-8"
+            raise InputError(f"{reason}; save the template as UTF-8", USAGE) from error
+    return tokenizer
 
-    return _load(name, flag, "its tokenizer", load)
+
+def tokenizer_at(where: str) -> PreTrainedTokenizerBase:
+    """The tokenizer in a directory or on the hub; raises what transformers raises."""
+    try:
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
+            where, trust_remote_code=False
+        )
+    except Exception as error:
+        if os.path.isdir(where) and not os.path.exists(os.path.join(where, "tokenizer.json")):
+            reason = "no tokenizer.json in this directory"
+            if os.path.exists(os.path.join(where, "tokenizer.model")):
+                reason += (
+                    ", and its tokenizer.model needs other packages: pip install sentencepiece"
+                    " tiktoken protobuf"
+                )
+            raise ValueError(reason) from error
+        raise
+    return tokenizer
 
 
 def load_causal_lm(
@@ -68,8 +93,7 @@ def load_scorer(
 
     A new head is drawn from `seed`, normal with standard deviation 1 / sqrt(d + 1), so that scores
     start around 0 with variance 1 for hidden states of unit size ("The N+ Implementation Details of
-    RLHF with PPO", Huang et al. 2024). The tokenizer's pad token is set to one that no response
-    ends with, because transformers reads the score at the last token that is not the pad token.
+    RLHF with PPO", Huang et al. 2024). Model and tokenizer are given a pad token: models/pad.py.
     """
     model, missing = _load_model(
         AutoModelForSequenceClassification, name, flag, dtype, may_miss=(HEAD,), num_labels=1
@@ -80,11 +104,7 @@ def load_scorer(
         start = torch.randn(weight.shape, generator=draw) / math.sqrt(weight.shape[1] + 1)
         with torch.no_grad():
             weight.copy_(start)
-    if tokenizer.pad_token_id in (None, tokenizer.eos_token_id):
-        special = (tokenizer.unk_token_id, tokenizer.bos_token_id, *range(len(tokenizer)))
-        pad = next(i for i in special if i is not None and i != tokenizer.eos_token_id)
-        tokenizer.pad_token = tokenizer.convert_ids_to_tokens(pad)
-    model.config.get_text_config().pad_token_id = tokenizer.pad_token_id
+    give_pad_token(tokenizer, model)
     return _ready(model, gradient_checkpointing)
 
 
@@ -107,9 +127,12 @@ def _load_model(
     model_class: Any, name: str, flag: str, dtype: str, *, may_miss: tuple[str, ...], **options: Any
 ) -> tuple[PreTrainedModel, set[str]]:
     """The model, and which of `may_miss` its weight files do not have."""
+    read_config(name, flag)
 
     def load(where: str) -> tuple[PreTrainedModel, set[str]]:
-        model, info = model_class.from_pretrained(
+        replaced = missing_attention(where)
+        from_pretrained = partial(_with_torch_attention, model_class)
+        model, info = (from_pretrained if replaced else model_class.from_pretrained)(
             where,
             dtype=getattr(torch, dtype),
             trust_remote_code=False,
@@ -117,6 +140,8 @@ def _load_model(
             output_loading_info=True,
             **options,
         )
+        if replaced:
+            model.replaced_attention = replaced
         # Transformers would go on with random numbers in their place.
         for key in sorted(set(info["missing_keys"]) - set(may_miss)):
             raise ValueError(f"its weight files have no {key}")
@@ -128,7 +153,21 @@ def _load_model(
             parameter.data = parameter.data.clone()
         return model, set(info["missing_keys"])
 
-    return _load(name, flag, "it", load)
+    return attempt(name, flag, "it", load)
+
+
+def _with_torch_attention(model_class: Any, where: str, **options: Any) -> Any:
+    """With SDPA whatever config.json asks for, or eager attention where the family has no other."""
+    of_config = {key: options.pop(key) for key in ("num_labels",) if key in options}
+    config = AutoConfig.from_pretrained(where, trust_remote_code=False, **of_config)
+    config._attn_implementation = "sdpa"
+    try:
+        return model_class.from_pretrained(where, config=config, **options)
+    except ValueError as error:
+        if "scaled_dot_product_attention" not in str(error):
+            raise
+    config._attn_implementation = "eager"
+    return model_class.from_pretrained(where, config=config, **options)
 
 
 def _ready(model: PreTrainedModel, gradient_checkpointing: bool) -> PreTrainedModel:
@@ -151,25 +190,6 @@ def _ready(model: PreTrainedModel, gradient_checkpointing: bool) -> PreTrainedMo
                 if module.training and "drop" in name and isinstance(value, float):
                     setattr(module, name, 0.0)
     return model
-
-
-def _load(name: str, flag: str, what: str, load: Callable[[str], Loaded]) -> Loaded:
-    where = locate(name, flag)
-    try:
-        return load(where)
-    except SafetensorError as error:
-        raise InputError(
-            f"{flag} {name}: a weight file is cut short or damaged ({error}); get it again"
-        ) from error
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
-        reason = " ".join(str(error).split()).split(". ")[0].rstrip(".")
-        if os.path.isdir(where):
-            raise InputError(f"{flag} {name}: {what} cannot be loaded: {reason}") from error
-        raise InputError(
-            f"{flag} {name}: no such directory, and the hub does not give it ({reason});"
-            f" offline, run `hf download {name}` on a connected machine and pass the directory",
-            UNAVAILABLE,
-        ) from error
 
 
 def check_vocabulary(model: PreTrainedModel, token_ids: set[int], flag: str) -> None:
@@ -201,9 +221,12 @@ def check_tokenizer(
 
 
 def parameters(model: PreTrainedModel) -> str:
-    """Such as `134.5M parameters`."""
+    """Such as `134.5M parameters`; and which attention is used where config.json asks for other."""
     count: Any = sum(p.numel() for p in model.parameters())
+    replaced = getattr(model, "replaced_attention", None)
+    used = model.config._attn_implementation
+    note = f", {used} attention in place of {replaced}" if replaced else ""
     for unit, size in (("B", 1e9), ("M", 1e6), ("k", 1e3)):
         if count >= size:
-            return f"{count / size:.3g}{unit} parameters"
-    return f"{count} parameters"
+            return f"{count / size:.3g}{unit} parameters{note}"
+    return f"{count} parameters{note}"

@@ -6,9 +6,10 @@ from collections.abc import Sequence
 
 from transformers import PreTrainedTokenizerBase
 
-from data.chat import MARK, ChatTemplate
+from data.chat import ChatTemplate
 from data.errors import InputError
 from data.messages import Text
+from data.rendering import MARK
 from data.rows import Record
 
 

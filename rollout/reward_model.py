@@ -16,6 +16,7 @@ from data.readers import short
 from data.rows import Record
 from data.splits import Split
 from data.trees import Layout
+from models.checkpoint import max_positions
 from models.forward import Scorer
 from models.inference import forward_pass
 from models.layout import Wanted, choose_layout
@@ -189,4 +190,7 @@ def load_reward_model(
     model: Any = load_scorer(name, tokenizer, dtype=dtype, flag=flag)
     model.requires_grad_(False).to(device)
     chosen = choose_layout(model, layout, "seq_cls", flag)[0]
+    positions = max_positions(model.config)
+    if positions is not None:
+        limits["max_length"] = min(positions, limits.get("max_length", positions))
     return ModelReward(model, tokenizer, layout=chosen, ignore=ignore, **limits)

@@ -12,6 +12,7 @@ import difflib
 import io
 import re
 import sys
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import MISSING, dataclass, field, make_dataclass
 from pathlib import Path
@@ -29,6 +30,10 @@ PLAIN_ERRORS = {  # tyro's words, and how a user reads them
     r"Error parsing (--\w+): no type .* from \[('.*?')\]\..*": r"\1: \2 is not valid here",
     r"Error parsing (--\w+): could not convert string to float: (.*)": r"\1: \2 is not a number",
     r"Error parsing (--\w+): invalid literal for int.*: (.*)": r"\1: \2 is not a whole number",
+    r"invalid choice '(bf16|bfloat16|fp16|float16|half)' for argument '(--dtype)'.*": (
+        r"\2 \1: updates smaller than half a unit in the last place of a weight would be lost;"
+        " give --mixed_precision bf16, which keeps weights and optimizer in float32"
+    ),
     r"invalid choice (.*) for argument '(--\w+)'. Expected .*\((.*)\).*": r"\2: \1 is none of \3",
     r"Missing value for argument '(--\w+)'.*": r"\1: its value is missing",
 }
@@ -129,6 +134,7 @@ def parse_args(argv: Sequence[str]) -> Args:
         SystemExit: after `--help`.
     """
     given = list(argv)
+    _refuse_repeats(_names(given))
     from_file = _read_config(_peek(given, "config"))
     loss = _peek(given, "loss") or from_file.get("loss")
     names = list(loss_files())
@@ -162,8 +168,7 @@ def parse_args(argv: Sequence[str]) -> Args:
         config = TrainConfig(**{flag.name: getattr(values, flag.name) for flag in shared})
     except ValueError as error:
         raise InputError(str(error), USAGE) from error
-    typed = {a[2:].split("=")[0].replace("-", "_") for a in given if a.startswith("--")}
-    typed = {name if name in known else name.removeprefix("no_") for name in typed}
+    typed = {name if name in known else name.removeprefix("no_") for name in _names(given)}
     origin = dict.fromkeys(from_file, "config file") | dict.fromkeys(typed, "command line")
     return Args(config, {flag.name: getattr(values, flag.name) for flag in own}, origin)
 
@@ -175,6 +180,21 @@ def parse_or_exit(argv: Sequence[str]) -> Args:
     except InputError as error:
         print(f"train.py: {error}", file=sys.stderr)
         sys.exit(error.exit_code)
+
+
+def _names(argv: Sequence[str]) -> list[str]:
+    """The flags on a command line, by the names that their fields have."""
+    return [a[2:].split("=")[0].replace("-", "_") for a in argv if a.startswith("--")]
+
+
+def _refuse_repeats(names: Iterable[str], where: str = "") -> None:
+    """Raise InputError for what is given twice, be it once as `--no_...`: one would be ignored."""
+    times = Counter(name.removeprefix("no_") for name in names)
+    for name, count in times.items():
+        if count > 1:
+            several = "; several data sets are one value: a,b" if name == "data" else ""
+            twice = "twice" if count == 2 else f"{count} times"
+            raise InputError(f"{where}--{name} is given {twice}; give it once{several}", USAGE)
 
 
 def _peek(argv: list[str], name: str) -> str | None:
@@ -191,7 +211,9 @@ def _read_config(path: str | None) -> dict[str, Any]:
     if path is None:
         return {}
     try:
-        values = yaml.safe_load(Path(path).read_text("utf-8")) or {}
+        text = Path(path).read_text("utf-8")
+        values = yaml.safe_load(text) or {}
+        keys = getattr(yaml.compose(text, Loader=yaml.SafeLoader), "value", [])
     except OSError as error:
         raise InputError(f"--config {path}: {error.strerror}", NO_INPUT) from error
     except UnicodeDecodeError as error:
@@ -200,6 +222,7 @@ def _read_config(path: str | None) -> dict[str, Any]:
         raise InputError(f"--config {path}: {' '.join(str(error).split())}", USAGE) from error
     if not isinstance(values, dict):
         raise InputError(f"--config {path}: not a mapping of flags to values", USAGE)
+    _refuse_repeats((key.value.replace("-", "_") for key, _ in keys), f"--config {path}: ")
     return {str(key).replace("-", "_"): value for key, value in values.items()}
 
 

@@ -75,9 +75,9 @@ class TrainConfig:
     seed: int = 0
     """Fixes the order of the rows and whatever else is drawn."""
     mixed_precision: Literal["no", "bf16", "fp16"] = "no"
-    """Autocast the forward; weights and optimizer stay in float32."""
-    dtype: Literal["float32", "bfloat16", "float64"] = "float32"
-    """Precision of the weights themselves, the optimizer's included."""
+    """Autocast the forward; weights and optimizer stay in float32, so that no update is lost."""
+    dtype: Literal["float32", "float64"] = "float32"
+    """Precision of weights and optimizer; a narrower one would round small updates away."""
     gradient_checkpointing: bool = False
     """Recompute activations in backward: about a third slower, far less memory."""
     save_dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"

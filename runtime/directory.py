@@ -22,7 +22,6 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from filelock import FileLock, Timeout
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from data.errors import CANNOT_CREATE, InputError
 from runtime.files import read_json, write_json
@@ -103,18 +102,20 @@ class RunDirectory:
     def finish(
         self,
         summary: dict[str, Any],
-        model: PreTrainedModel,
-        tokenizer: PreTrainedTokenizerBase,
+        save: Callable[[Path], None],
         *,
         card: str,
         draw: Callable[[Path, Path, str], None],
     ) -> None:
-        """Save the model under another name first, so that what is called final/ is complete."""
+        """Save the model under another name first, so that what is called final/ is complete.
+
+        Args:
+            save: writes model and tokenizer into a directory.
+        """
         if not self.writes:
             return
         partial = self.path / "final.partial"
-        model.save_pretrained(partial)
-        tokenizer.save_pretrained(partial)
+        save(partial)
         (partial / "README.md").write_text(card, "utf-8")
         os.replace(partial, self.path / "final")
         write_json(self.path / "summary.json", summary)

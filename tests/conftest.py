@@ -10,6 +10,13 @@ import pytest
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 sys.path.insert(0, os.path.dirname(__file__))
 
+if "MUTANT_UNDER_TEST" in os.environ:
+    from under_mutation import (  # noqa: F401
+        pytest_collection_modifyitems,
+        pytest_fixture_setup,
+        pytest_runtest_teardown,
+    )
+
 
 @pytest.fixture
 def ascii_locale():

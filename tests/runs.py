@@ -4,8 +4,10 @@ A fork server imports `train` once; every run is forked from it, so that it has 
 its own stdout and stderr (those of libraries too), and nothing left over from the run before.
 """
 
+import importlib
 import json
 import multiprocessing
+import multiprocessing.util
 import os
 import shutil
 import sys
@@ -20,10 +22,16 @@ OFFLINE = {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELIS
 # a few steps, for rows and models that have no defaults of their own
 QUICK = ("--max_steps", 3, "--batch_size", 8, "--learning_rate", 1e-3)
 
-_forks: Any = multiprocessing.get_context("forkserver" if sys.platform == "linux" else "spawn")
-_forks.set_forkserver_preload(
-    ["train", "typeguard", "matplotlib.pyplot", "transformers.models.llama.modeling_llama"]
-)
+# Under mutmut, runs are forked from the tests' own process, which alone knows the mutant.
+MUTATED = "MUTANT_UNDER_TEST" in os.environ
+PRELOAD = ["train", "typeguard", "matplotlib.pyplot", "transformers.models.llama.modeling_llama"]
+
+_start = "fork" if MUTATED else "forkserver" if sys.platform == "linux" else "spawn"
+_forks: Any = multiprocessing.get_context(_start)
+_forks.set_forkserver_preload(PRELOAD)
+if MUTATED:
+    for name in PRELOAD:
+        importlib.import_module(name)
 
 
 @dataclass(frozen=True)
@@ -42,13 +50,14 @@ class Run:
 def run(*flags, cwd=None, env=None, before=None, draw=False) -> Run:
     """`python train.py FLAGS`; `before`, a function of a module of this folder, is called first.
 
+    A flag replaces the same flag before it, one of QUICK's say: train.py would refuse it.
     The curves are drawn only with `draw`: that takes longer than the rest of a small run.
     """
     with tempfile.TemporaryDirectory() as folder:
         inherited = dict(os.environ)
         os.environ |= OFFLINE | {"PYTHONPATH": str(ROOT)}
         try:
-            job = (folder, [str(flag) for flag in flags], cwd, env or {}, before, draw)
+            job = (folder, last_of_each(flags), cwd, env or {}, before, draw)
             process = _forks.Process(target=_train, args=job)
             process.start()
         finally:
@@ -57,13 +66,28 @@ def run(*flags, cwd=None, env=None, before=None, draw=False) -> Run:
         process.join(300)
         if process.is_alive():
             process.kill()
+        if MUTATED:
+            _note_calls(Path(folder, "calls"))
         out, err = (Path(folder, name).read_text("utf-8") for name in ("out", "err"))
         return Run(process.exitcode, out, err)
+
+
+def last_of_each(flags):
+    """The command line with the last value alone of a flag that is there more than once."""
+    groups = {}
+    for word in map(str, flags):
+        if word.startswith("--"):
+            groups[word] = group = [word]
+        else:
+            group.append(word)
+    return [word for group in groups.values() for word in group]
 
 
 def _train(folder, flags, cwd, env, before, draw):
     for fd, name in ((1, "out"), (2, "err")):
         os.dup2(os.open(os.path.join(folder, name), os.O_WRONLY | os.O_CREAT), fd)
+    if MUTATED:
+        _forget_the_tests(folder)
     os.environ.update(env)
     os.chdir(cwd or folder)
     sys.argv = ["train.py", *flags]
@@ -75,6 +99,28 @@ def _train(folder, flags, cwd, env, before, draw):
     if before is not None:
         before()
     sys.exit(train.main(parse_or_exit(flags)))
+
+
+def _forget_the_tests(folder):
+    """What a process of its own would not have: pytest's streams and Accelerate's state."""
+    from accelerate.state import AcceleratorState, GradientState
+    from mutmut.state import state
+
+    sys.stdout, sys.stderr = (os.fdopen(fd, "w", closefd=False) for fd in (1, 2))
+    AcceleratorState._reset_state(reset_partial_state=True)
+    GradientState._reset_state()
+    state()._stats.clear()
+    multiprocessing.util.Finalize(
+        None, lambda: Path(folder, "calls").write_text("\n".join(state()._stats)), exitpriority=0
+    )
+
+
+def _note_calls(file):
+    """Functions that a run called: mutmut lets it judge those for which it is the natural test."""
+    from mutmut.state import state
+
+    called = file.read_text().split() if file.exists() else []
+    state()._stats.update(name for name in called if name.startswith(("train.", "runtime.")))
 
 
 def no_model():

@@ -111,7 +111,7 @@ OTHER_FORMATS = {
     "json number": ("a.json", "[" + "9" * 5000 + "]", r":1: not usable JSON"),
     "json key twice": ("a.json", '[{"a": 1, "a": 2}]', r"'a': the key is there twice"),
     "parquet": ("a.parquet", "no", r":row 1: not readable as parquet"),
-    "kind of file": ("a.txt", "x", r": not a .jsonl, .json, .csv, .parquet file"),
+    "kind of file": ("a.md", "x", r": not a .jsonl, .ndjson, .json, .csv, .tsv, .parquet, "),
 }  # fmt: skip
 OTHER_FORMATS |= {name: ("train.jsonl", *case) for name, case in REFUSED.items()}
 

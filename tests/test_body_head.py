@@ -1,4 +1,7 @@
-"""The one way into a Hugging Face model: its layers and its head, also below an adapter."""
+"""The one way into a Hugging Face model: its layers and its head, also below an adapter, and what a
+batch is to it."""
+
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -8,8 +11,8 @@ from tolerances import TIGHT
 from torch import nn
 from transformers import LlamaForCausalLM
 
-from data.trees import pack
-from models.forward import Policy, Scorer, body, head
+from data.trees import pack, tree_mask
+from models.forward import Policy, Scorer, attention_mask, body, head, model_inputs
 from models.layout import choose_layout
 
 
@@ -85,3 +88,62 @@ def test_a_defect_of_a_model_is_not_taken_for_a_refusal(monkeypatch):
     monkeypatch.setattr(nn.Module, "__call__", broken)
     with pytest.raises(AttributeError, match="misspelt"):
         choose_layout(model, "auto")
+
+
+# --- what a batch is to a Hugging Face model ------------------------------------------------------
+
+
+def fake(dtype=torch.float64, attention="sdpa", **config):
+    text = SimpleNamespace(_attn_implementation=attention, **config)
+    return SimpleNamespace(dtype=dtype, config=SimpleNamespace(get_text_config=lambda: text))
+
+
+FULL, SLIDING = "full_attention", "sliding_attention"
+
+
+@pytest.mark.parametrize(
+    "config, window",
+    [
+        ({}, None),
+        ({"sliding_window": None, "layer_types": None}, None),
+        ({"sliding_window": 3}, 3),
+        ({"sliding_window": 3, "layer_types": [FULL, FULL]}, None),
+        ({"sliding_window": 3, "layer_types": [FULL, SLIDING]}, {FULL: None, SLIDING: 3}),
+        ({"sliding_window": 3, "layer_types": [SLIDING]}, {SLIDING: 3}),
+    ],
+)
+def test_a_window_is_in_the_mask_of_the_layers_that_have_it(config, window):
+    batch = pack(make_rows(4))
+
+    def expected(window):
+        return tree_mask(batch.example, batch.branch, batch.position_ids, window=window)
+
+    assert not torch.equal(expected(3), expected(None))
+    inputs = model_inputs(fake(**config), batch)
+    mask = inputs.pop("attention_mask")
+    if isinstance(window, dict):
+        assert mask.keys() == window.keys()
+        assert all(torch.equal(mask[kind], expected(wide)) for kind, wide in window.items())
+    else:
+        assert torch.equal(mask, expected(window))
+    assert inputs.pop("input_ids") is batch.input_ids
+    assert inputs.pop("position_ids") is batch.position_ids
+    assert inputs == {"use_cache": False}
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("device", ["cpu", "meta"])
+def test_eager_attention_adds_the_lowest_number_where_nothing_is_seen(dtype, device):
+    batch = pack(make_rows(4))
+    seen = attention_mask(fake(), batch)
+    added = attention_mask(fake(dtype, "eager"), batch.to(torch.device(device)))
+    assert (added.dtype, added.device.type, added.shape) == (dtype, device, seen.shape)
+    if device == "cpu":
+        assert (added[seen] == 0).all() and (added[~seen] == torch.finfo(dtype).min).all()
+
+
+def test_a_rectangle_has_the_usual_mask():
+    batch = pack(make_rows(4), layout="rectangle")
+    mask = attention_mask(fake(sliding_window=3), batch)
+    assert mask.dtype == torch.long and mask.shape == batch.input_ids.shape
+    assert torch.equal(mask.bool(), batch.example >= 0) and 0 < mask.sum() < mask.numel()

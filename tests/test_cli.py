@@ -196,6 +196,14 @@ def test_what_is_left_open_comes_from_the_loss_or_from_pocket():
     config = run.train
     assert (config.max_steps, config.batch_size, run.learning_rate) == (None, 16, 1e-6)
     assert run.origin["learning_rate"] == "default for dpo" and run.loss == DPOConfig()
+    run = resolve(parse("--loss dpo"), DPOConfig, 1e-6, {"sft": {"batch_size": 3}})
+    assert (run.train.batch_size, run.learning_rate) == (16, 1e-6)
+
+
+def test_the_shortest_length_is_a_prompt_and_a_response_of_one_token():
+    assert TrainConfig(loss="sft", max_length=2).max_length == 2
+    with pytest.raises(ValueError, match="^--max_length 1: at least 2"):
+        TrainConfig(loss="sft", max_length=1)
 
 
 def test_a_config_file_gives_flags_and_the_command_line_overrides_them(config_file):
@@ -280,3 +288,72 @@ def test_a_missing_config_file_is_missing_input():
 def test_flags_without_a_default_are_only_the_loss():
     needed = [f.name for _, c in CONFIGS.values() for f in fields(c) if f.default is MISSING]
     assert needed == ["loss"]
+
+
+# ---------------------------------------------------------------- a flag given twice
+
+
+@pytest.mark.parametrize("line, name", [
+    ("--loss dpo --data a --data b", "data"),
+    ("--loss dpo --data=a --data b", "data"),
+    ("--loss dpo --data=a --data=a", "data"),
+    ("--loss dpo --max-steps 3 --max_steps 3", "max_steps"),
+    ("--loss dpo --overwrite --no_overwrite", "overwrite"),
+    ("--loss dpo --overwrite --no-overwrite", "overwrite"),
+    ("--loss dpo --dry_run --dry-run", "dry_run"),
+    ("--loss dpo --loss sft", "loss"),
+    ("--loss dpo --beta 0.1 --beta 0.2", "beta"),
+    ("--loss dpo --nosuch 1 --nosuch 2", "nosuch"),
+])  # fmt: skip
+def test_field_13_a_flag_given_twice_is_refused(line, name):
+    """Of `--data a.jsonl --data b.jsonl` only the last would be read, in silence."""
+    assert refused(line).startswith(f"--{name} is given twice; give it once")
+
+
+def test_field_13_what_is_said_of_a_flag_given_often():
+    assert (
+        refused("--loss dpo --seed 1 --seed=2 --seed 3") == "--seed is given 3 times; give it once"
+    )
+    assert refused("--loss dpo --data a --data b").endswith("several data sets are one value: a,b")
+
+
+@pytest.mark.parametrize("text, name", [
+    ("loss: dpo\ndata: a\ndata: b\n", "data"),
+    ("loss: dpo\nmax_steps: 1\nseed: 2\nmax-steps: 1\n", "max_steps"),
+    ("{loss: dpo, loss: dpo}", "loss"),
+])  # fmt: skip
+def test_field_13_a_key_given_twice_in_a_config_file_is_refused(config_file, text, name):
+    flag = config_file(text)
+    assert refused(flag).startswith(f"{flag}: --{name} is given twice; give it once")
+
+
+def test_field_13_two_config_files_are_refused(config_file):
+    flags = f"{config_file('loss: dpo')} {config_file('seed: 3', 'other.yaml')}"
+    assert refused(flags) == "--config is given twice; give it once"
+
+
+def test_field_13_a_value_that_is_given_twice_is_no_repeat(config_file):
+    assert parse("--loss dpo --data x --eval_data x").train.eval_data == "x"
+    assert parse(f"{config_file('seed: 3')} --loss dpo --seed 4").train.seed == 4
+    assert parse(config_file("loss: dpo\ndata: &a x\neval_data: *a\n")).train.eval_data == "x"
+
+
+# ---------------------------------------------------------------- precision
+
+
+@pytest.mark.parametrize("name", ["bfloat16", "bf16", "float16", "fp16", "half"])
+def test_field_08_weights_in_half_precision_are_refused_with_the_flag_to_use(config_file, name):
+    for line in (f"--loss dpo --dtype {name}", config_file(f"loss: dpo\ndtype: {name}")):
+        message = refused(line)
+        assert message.startswith(f"--dtype {name}: updates smaller than half a unit in the last")
+        assert message.endswith(
+            "--mixed_precision bf16, which keeps weights and optimizer in float32"
+        )
+    assert "'float32', 'float64'" in refused("--loss dpo --dtype int8")
+
+
+def test_field_08_help_offers_no_precision_that_is_refused(capsys):
+    with pytest.raises(SystemExit):
+        parse("--loss dpo --help")
+    shown = capsys.readouterr().out
+    assert "--dtype {float32,float64}" in shown and "--mixed_precision {no,bf16,fp16}" in shown

@@ -52,9 +52,13 @@ SUMMARY = {"loss": "dpo", "model": "pocket", "data": "rows.jsonl", "after": {"lo
 
 
 def finish(run, model=None, drawn=None):
-    parts = (model or Saved("model"), Saved("tokenizer"))
     drawn = [] if drawn is None else drawn
-    run.finish(SUMMARY, *parts, card="card — é", draw=lambda *arguments: drawn.append(arguments))
+
+    def save(folder):
+        for part in (model or Saved("model"), Saved("tokenizer")):
+            part.save_pretrained(folder)
+
+    run.finish(SUMMARY, save, card="card — é", draw=lambda *arguments: drawn.append(arguments))
 
 
 def earlier_run(path):

@@ -10,7 +10,18 @@ import psutil
 import pytest
 import torch
 from ranks import TORCHRUN, finish, gone, wait_for
-from runs import OFFLINE, QUICK, ROOT, metrics, no_model, pocket_rows, read, run, write_rows
+from runs import (
+    OFFLINE,
+    QUICK,
+    ROOT,
+    last_of_each,
+    metrics,
+    no_model,
+    pocket_rows,
+    read,
+    run,
+    write_rows,
+)
 from tolerances import loose
 
 from data import errors
@@ -69,7 +80,7 @@ def test_a_typo_ends_the_process_with_one_line_and_the_exit_code():
 
 @cpu_only
 def test_two_processes_are_one_run(tmp_path, data):
-    flags = ["--loss", "dpo", "--data", data, *QUICK, "--batch_size", 3]
+    flags = last_of_each(["--loss", "dpo", "--data", data, *QUICK, "--batch_size", 3])
     one = run(*flags, "--output_dir", tmp_path / "one")
     assert one.code == 0, one.err
     flags += ["--output_dir", tmp_path / "two"]
@@ -134,7 +145,7 @@ def test_a_launch_that_cuts_the_model_is_refused_before_anything_is_loaded(
 @pytest.fixture
 def launched(tmp_path, data):
     """`accelerate launch train.py` with days of work to do: (launcher, trainer, run directory)."""
-    flags = ["--loss", "sft", "--data", data, *QUICK, "--max_steps", 10**6]
+    flags = last_of_each(["--loss", "sft", "--data", data, *QUICK, "--max_steps", 10**6])
     command = [*ACCELERATE, TRAIN_PY, *flags, "--output_dir", tmp_path / "out"]
     launcher = subprocess.Popen(
         [str(part) for part in command],

@@ -13,11 +13,12 @@ from runs import ROOT
 # Every file may import what stands before it, and nothing else: data goes one way, file by file.
 # Imports for types count. A loss, losses/<name>.py, stands in the place of LOSSES.
 ORDER = """
-data/ errors readers rows encode batches trees splits
+data/ errors archives columnar tables readers options messages transcripts formats join rows
+data/ rendering chat tokens encode batches trees splits unread
 data/pocket/ world rows text base __init__ __main__
-data/ piqa sources records prompts __init__
+data/ piqa selection shards cards folders locations sources records prompts __init__
 losses/ base sampling_config advantages logprobs LOSSES __init__
-models/ locate load forward inference layout __init__
+models/ locate checkpoint pad load save forward inference layout __init__
 rollout/ state rewards sample answers score reward_model experience steps __init__
 runtime/ state config files directory launch cli metrics optimizer report curves run
 runtime/sources/ base heldout lm_harness reference rows rewards prompts __init__

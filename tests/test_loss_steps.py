@@ -230,6 +230,9 @@ def test_a_column_that_the_batch_lacks_is_refused_by_name():
         ValueError, match="^loss ppo reads the column old_logps; the batch has none$"
     ):
         LOSSES["ppo"].check_columns(replace(batch, columns={}))
+    two = replace(batch, columns={"margin": torch.zeros(6), "old_values": torch.zeros(6)})
+    with pytest.raises(ValueError, match="; the batch has margin, old_values$"):
+        LOSSES["ppo"].check_columns(two)
     LOSSES["sft"].check_columns(batch)
 
 

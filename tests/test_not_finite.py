@@ -1,10 +1,15 @@
 """Steps whose loss or gradient is not finite: skipped, and the run ends at the third in a row."""
 
+from types import SimpleNamespace
+
 import pytest
+import torch
 from runs import metrics, pocket_rows, read, run, write_rows
 
 import train
 from data import errors
+from runtime.config import TrainConfig
+from runtime.state import TrainState
 
 NAN, INFINITY = float("nan"), float("inf")
 
@@ -68,3 +73,73 @@ def test_the_third_in_a_row_ends_the_run(start):
     assert done.line.startswith("loss or gradient not finite for 3 steps, the last one step 4;")
     assert [row["step"] for row in metrics(out)[0]] == [1, 2, 3]
     assert read(out, "status.json")["state"] == "failed" and not (out / "final").exists()
+
+
+# ---------------------------------------------------------------- one update
+
+
+class Optimizer:
+    def __init__(self):
+        self.calls = []
+
+    def step(self):
+        self.calls.append("step")
+
+    def zero_grad(self):
+        self.calls.append("zero_grad")
+
+
+def update(grad_norm, loss, state=None, **flags):
+    """(norm returned, calls of the optimizer, limit of the clipping)."""
+    limits, optimizer = [], Optimizer()
+    module = torch.nn.Linear(2, 1)
+
+    def clip(parameters, limit):
+        assert [id(p) for p in parameters] == [id(p) for p in module.parameters()]
+        limits.append(limit)
+        return torch.tensor(grad_norm)
+
+    accelerator = SimpleNamespace(clip_grad_norm_=clip)
+    config = TrainConfig(loss="sft", **flags)
+    state = state or TrainState(step=7)
+    found = train.update(accelerator, module, optimizer, loss, state, config)
+    assert type(found) is float
+    return found, optimizer.calls, limits[0]
+
+
+@pytest.mark.parametrize("given, limit", [(0.5, 0.5), (1.0, 1.0), (0, INFINITY)])
+def test_a_good_step_is_clipped_and_taken(given, limit):
+    assert update(2.0, 1.0, max_grad_norm=given) == (2.0, ["step", "zero_grad"], limit)
+
+
+@pytest.mark.parametrize("grad_norm, loss", [(NAN, 1.0), (2.0, INFINITY), (INFINITY, NAN)])
+def test_a_step_that_is_not_finite_is_left_out(grad_norm, loss):
+    """Not with fp16, whose scaler does that by itself and lowers its scale."""
+    assert update(grad_norm, loss)[1] == ["zero_grad"]
+    assert update(grad_norm, loss, mixed_precision="bf16")[1] == ["zero_grad"]
+    assert update(grad_norm, loss, mixed_precision="fp16")[1] == ["step", "zero_grad"]
+
+
+def test_three_in_a_row_end_the_run():
+    state = TrainState(step=7)
+    update(NAN, 1.0, state)
+    update(1.0, NAN, state)
+    assert state.bad_steps == 2
+    update(1.0, 1.0, state)
+    assert state.bad_steps == 0
+    for _ in range(2):
+        update(NAN, 1.0, state)
+    message = (
+        "loss or gradient not finite for 3 steps, the last one step 7; the weights are as"
+        " before them; try a lower --learning_rate"
+    )
+    with pytest.raises(errors.InputError, match=f"^{message}$") as error:
+        update(NAN, 1.0, state)
+    assert error.value.exit_code == errors.NOT_FINITE
+
+
+def test_fp16_may_skip_as_often_as_its_scaler_needs():
+    state = TrainState(step=7)
+    for _ in range(5):
+        update(NAN, 1.0, state, mixed_precision="fp16")
+    assert state.bad_steps == 5

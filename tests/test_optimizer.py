@@ -142,7 +142,9 @@ def test_a_group_with_a_rate_of_its_own_keeps_the_same_decay():
     """--critic_learning_rate: by the names that PPO's module has."""
     module = nn.ModuleDict({name: nn.Linear(2, 3) for name in ("policy", "critic")})
     module["policy"].register_parameter("frozen", nn.Parameter(torch.ones(1), requires_grad=False))
-    groups = make_optimizer(module, 0.5, 0.1, learning_rates={"critic.": 0.25}).param_groups
+    optimizer = make_optimizer(module, 0.5, 0.1, learning_rates={"critic.": 0.25})
+    groups = optimizer.param_groups
+    assert optimizer.defaults["fused"] is True
     found = {
         (group["lr"], group["initial_lr"], group["weight_decay"]): group["params"]
         for group in groups

@@ -200,15 +200,15 @@ def test_a_precision_that_would_be_ignored_is_refused(tmp_path, env, flag, messa
     assert (done.code, done.line) == (errors.USAGE, message)
 
 
-@pytest.mark.parametrize("dtype", ["float64", "bfloat16"])
-def test_weights_are_trained_and_saved_in_the_dtype_asked_for(go, plain, dtype):
+def test_weights_are_trained_and_saved_in_float64_where_asked_for(go, plain):
     from safetensors import safe_open
 
-    out, _ = go("dpo", "--dtype", dtype)
+    out, told = go("dpo", "--dtype", "float64")
     with safe_open(out / "final" / "model.safetensors", "pt") as saved:
-        assert {saved.get_tensor(name).dtype for name in saved.keys()} == {getattr(torch, dtype)}
+        assert {saved.get_tensor(name).dtype for name in saved.keys()} == {torch.float64}
     losses = [[row["loss"] for row in metrics(folder)[0]] for folder in (out, plain)]
-    assert losses[0] == pytest.approx(losses[1], rel=loose(torch.bfloat16))
+    assert losses[0] == pytest.approx(losses[1], rel=100 * loose(torch.float32))
+    assert losses[0] != losses[1] and "final/ (the model), metrics.jsonl" in told
 
 
 # ---------------------------------------------------------------- other data

@@ -98,7 +98,7 @@ REFUSED = [
     *((name, 0) for name in ("clip", "value_clip", "kl_target", "score_clip", "target_kl")),
     *((name, -0.1) for name in ("kl_coef", "kl_loss_coef", "value_coef", "entropy_coef")),
     *((name, float("nan")) for name in ("kl_coef", "temperature", "missing_eos_penalty", "gamma")),
-    *((name, float("inf")) for name in ("kl_coef", "temperature", "value_coef", "clip")),
+    *((name, float("inf")) for name in ("kl_coef", "temperature", "value_coef", "clip", "top_k")),
     *((name, -1) for name in ("critic_warmup", "top_k", "missing_eos_penalty", "kl_horizon")),
     *((name, 1.5) for name in ("gamma", "lam", "top_p")),
     ("top_p", 0),
@@ -109,6 +109,28 @@ REFUSED = [
 def test_a_value_without_a_meaning_is_refused_by_name(name, value):
     with pytest.raises(ValueError, match=rf"^--{name} {value} [^\n]+$"):
         PPOConfig(**{name: value})
+
+
+def test_no_share_of_the_mass_is_not_the_way_to_turn_top_p_off():
+    with pytest.raises(ValueError, match="^--top_p 0 leaves no token; 1 is off$"):
+        PPOConfig(top_p=0)
+
+
+@pytest.mark.parametrize(
+    "options, reference",
+    [
+        ({}, True),
+        ({"kl_coef": 0}, False),
+        ({"kl_coef": 0, "kl_loss_coef": 0.1}, True),
+    ],
+)
+def test_a_reference_is_needed_where_a_kl_is_asked_for(options, reference):
+    """At the start its KL is 0, unless the reference is another model than the policy."""
+    config = PPOConfig(**options)
+    loss = LOSSES["ppo"]
+    assert loss.needs(config) == {"rollouts", "critic"} | ({"reference"} if reference else set())
+    assert loss.expected_initial_metrics(config) == ({"kl": 0.0} if reference else {})
+    assert loss.expected_initial_metrics(replace(config, ref_model="another")) == {}
 
 
 def test_a_target_that_nothing_could_steer_is_refused():

@@ -6,6 +6,7 @@ from datafiles import BAD, GOOD, PAIR, PIQA, USER, bare, lines, parquet, write
 from data import errors, pocket
 from data.errors import InputError
 from data.records import Record, hold_out, load_data, load_heldout
+from data.sources import open_source
 
 
 def piqa_files(**changes):
@@ -61,10 +62,9 @@ def test_shards_are_read_in_order(tmp_path):
 
 
 @pytest.mark.parametrize("files, message", [
-    ({"a.md": ""}, r"no train\{.jsonl,.json,.csv,.parquet\} in this directory"),
+    ({"a.md": ""}, r"no train\{.jsonl,.ndjson,.json,.csv,.tsv,.parquet,.arrow,.txt\} in this dir"),
     ({"a.jsonl": "", "b.jsonl": ""}, "no train"),
     ({"train.csv": "", "train.jsonl": ""}, "both train.jsonl and train.csv; name the one"),
-    ({"one/train.csv": "", "two/train.csv": ""}, "one and .*two have data; give one of them"),
     ({"valid.jsonl": ""}, "there is no training part"),
 ])  # fmt: skip
 def test_directories_that_leave_a_doubt_are_refused(tmp_path, files, message):
@@ -157,6 +157,7 @@ def test_one_row_cannot_be_split(tmp_path):
 @pytest.mark.parametrize("name, guess", [
     ("./tain.jsonl", "did you mean train.jsonl?"),
     ("~/nosuch", "check the path"),
+    ("~nosuch/x.jsonl", "check the path"),
     (".nosuch", "check the path"),
     ("trian.jsonl", "did you mean train.jsonl?"),
     ("sub/trian.jsonl", "did you mean sub/train.jsonl?"),
@@ -207,6 +208,7 @@ def test_piqa_is_the_hub_data_set_that_lm_eval_reads(tmp_path, hub):
     assert train[1].where == "baber/piqa[train]:row 2"
     assert heldout[0].where == "baber/piqa[validation]:row 1"
     assert told.startswith("train: 2 rows of baber/piqa[train]; held out: 2 rows of")
+    assert not any(part.notes for part in open_source("piqa")[:2])  # the test split is no news
 
 
 def test_hub_rows_are_checked_like_all_others(tmp_path, hub):
@@ -266,21 +268,12 @@ def test_what_the_hub_refuses_is_one_line(monkeypatch, error, code, message):
     assert e.value.exit_code == code and "\n" not in str(e.value)
 
 
-def test_a_data_set_without_a_split_we_know(tmp_path, hub):
-    write(
-        tmp_path,
-        {
-            "me/odd/README.md": """---
-configs:
-- config_name: default
-  data_files: [{split: calibration, path: a.jsonl}]
----
-""",
-            "me/odd/a.jsonl": lines(PAIR),
-        },
-    )
-    with pytest.raises(InputError, match="me/odd: only the splits calibration"):
-        load_data("me/odd", pairs=True)
+def test_the_only_split_of_a_data_set_is_taken_whatever_its_name(tmp_path, hub):
+    card = "---\nconfigs:\n- config_name: default\n  data_files:\n"
+    card += "  - {split: calibration, path: a.jsonl}\n"
+    write(tmp_path, {"me/odd/README.md": card + "---\n", "me/odd/a.jsonl": lines(PAIR)})
+    source = open_source("me/odd")
+    assert source.train.name == "me/odd[calibration]" and source.heldout is None
 
 
 def test_pocket():

@@ -1,5 +1,7 @@
 """Token trees against the padded rectangle, which is against every sequence alone."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from tiny_models import (
@@ -18,10 +20,13 @@ from transformers.models.auto.modeling_auto import (
 
 from data.encode import Row
 from data.errors import InputError
+from data.splits import Split
 from data.trees import ROW_TOKENS, pack, shared_length, tree_mask, tree_tokens
 from losses.base import masked_sum
 from losses.logprobs import token_logprobs
+from models import layout as layouts
 from models.forward import Policy
+from models.inference import forward_pass
 from models.layout import choose_layout, common_layout
 
 # A forward and backward through three layers is some hundred roundings of what TIGHT allows one.
@@ -143,6 +148,82 @@ def test_a_window_left_out_of_the_mask_is_noticed(monkeypatch):
     right = tree_mask
     monkeypatch.setattr("models.forward.tree_mask", lambda *a, window=None: right(*a))
     assert choose_layout(model, "auto")[0] == "rectangle"
+
+
+def test_all_models_are_tried_again_as_they_will_be_used(monkeypatch):
+    """Each by itself would take trees in another way than the rectangle that all are given."""
+
+    def choose(model, wanted, task, name):
+        layout = "rectangle" if model == "stubborn" else {"auto": "tree"}.get(wanted, wanted)
+        return layout, (model, wanted, task), f"line of {model}"
+
+    monkeypatch.setattr(layouts, "choose_layout", choose)
+    models = [("--model", "mild", "causal_lm"), ("the critic", "stubborn", "token_cls")]
+    together = [("mild", "rectangle", "causal_lm"), ("stubborn", "rectangle", "token_cls")]
+    line = "line of stubborn, because of the critic"
+    assert common_layout(models, "auto") == ("rectangle", together, line)
+    assert common_layout(models, "rectangle") == ("rectangle", together, "line of mild")
+    alone = [("mild", "auto", "causal_lm")]
+    assert common_layout(models[:1], "auto") == ("tree", alone, "line of mild")
+
+
+def test_the_rows_that_a_model_is_tried_with_tell_trees_from_rectangles():
+    """Prompts that are shared, one first token too, unequal lengths; no two texts begin alike."""
+    for vocabulary in (5, 64):
+        model = make_model(vocab_size=vocabulary)
+        rows = layouts._rows(model)
+        tokens = {t for row in rows for part in (row.prompt, *row.responses) for t in part}
+        assert tokens <= set(range(3, vocabulary)), "special tokens, or none of the vocabulary"
+        shared = [row.responses[0][0] == row.responses[1][0] for row in rows]
+        assert shared[0] and (vocabulary == 5 or not shared[1])
+        lengths = [len(part) for row in rows for part in (row.prompt, *row.responses)]
+        assert len(rows) == 2 and len(set(lengths)) >= 4 and max(lengths) < 10
+        assert layouts._rows(make_model(vocab_size=4))[0].prompt == [3] * 7
+    assert rows[0].responses[0][1:] != rows[0].responses[1][1:]
+
+
+@pytest.mark.parametrize(
+    "field, value, ways",
+    [
+        (None, None, 2),
+        ("logits_scaling", 1.0, 2),
+        ("logits_scaling", 2.0, 1),
+        ("logit_scale", 0.25, 1),
+        ("final_logit_softcapping", 2.0, 1),
+        ("final_logit_softcapping", None, 2),
+    ],
+)
+def test_a_config_that_changes_the_logits_leaves_the_models_own_head(field, value, ways):
+    model = make_model()
+    if field:
+        setattr(model.config, field, value)
+    found = list(layouts._modules(model, "causal_lm"))
+    expected = [(True, ""), (False, ", logits by the model's own head")]
+    assert [(policy.fused, note) for policy, note in found] == expected[-ways:]
+
+
+def test_the_scores_to_compare_with_are_computed_where_the_model_is(monkeypatch):
+    asked = []
+
+    def layers(ids, **options):
+        asked.append((ids.device.type, ids.shape, options))
+        return SimpleNamespace(last_hidden_state=torch.zeros((1, ids.shape[1], 4), device="meta"))
+
+    monkeypatch.setattr(layouts, "body", lambda model: layers)
+    monkeypatch.setattr(layouts, "head", lambda model: torch.nn.Linear(4, 1, device="meta"))
+    (row,) = make_rows(1)
+    scores = layouts._scores_alone(SimpleNamespace(device=torch.device("meta")), [row])
+    lengths = [len(row.prompt) + len(response) for response in row.responses]
+    assert asked == [("meta", (1, n), {"use_cache": False}) for n in lengths]
+    assert scores.shape == (2,)
+
+
+def test_a_pass_without_gradients_puts_its_batches_where_it_is_told():
+    options = dict(max_tokens=20, device=torch.device("meta"))
+    batches = [
+        batch for _, batch, _ in forward_pass(lambda batch: 0, Split(make_rows(3)), **options)
+    ]
+    assert {batch.mask.device.type for batch in batches} == {"meta"}
 
 
 # --- the layout itself ---------------------------------------------------------------------------

@@ -11,7 +11,6 @@ import functools
 import hashlib
 import json
 import os
-import re
 import shutil
 import statistics
 import subprocess
@@ -25,9 +24,10 @@ from filelock import FileLock
 
 from benchmarks.record import commit
 from benchmarks.study.plan import Stage, Study, cores
+from data.folders import scan
 from data.pocket import BASE_DIR
-from data.readers import READERS
-from data.sources import HELDOUT, TRAIN
+from data.selection import split_name
+from data.shards import shard
 from runtime.files import read_json, write_json
 
 FILES = ("ref_model", "prompts")  # flags that may name files, beside the study's own
@@ -61,7 +61,7 @@ Outcomes = dict[tuple[int, str], Outcome]
 def fingerprint(name: str | Path) -> str:
     """sha256 over a model's weights or a data set's files; what is no path is its own name.
 
-    Data may lie one folder below (data/sources.py), labels beside the file that is named.
+    Data may lie in folders below (data/folders.py), labels beside the file that is named.
     """
     path = BASE_DIR if name == "pocket" else Path(name).expanduser()
     if not path.exists():
@@ -70,12 +70,21 @@ def fingerprint(name: str | Path) -> str:
         labels = path.with_name(f"{path.stem}-labels.lst")
         folder, files = path.parent, [path, *([labels] if labels.exists() else [])]
     else:
-        kinds = {".safetensors", ".bin", ".lst", *READERS}
-        below = [f for f in path.glob("*/*") if re.split(r"[-.]", f.name)[0] in (*TRAIN, *HELDOUT)]
-        every = [*path.iterdir(), *below]
-        folder, files = path, sorted(f for f in every if f.suffix in kinds and f.is_file())
+        kinds = {".safetensors", ".bin", ".lst", ".jsonl", ".json", ".csv", ".parquet"}
+        top = [file for file in path.iterdir() if file.suffix in kinds and file.is_file()]
+        folder, files = path, sorted({*top, *_below(path)})
     # what os.stat says is the key, so that hundreds of megabytes are read once and not every time
     return _digest(folder, tuple((f, f.stat().st_size, f.stat().st_mtime_ns) for f in files))
+
+
+def _below(path: Path) -> list[Path]:
+    """The data files in and below a directory that have a split in their names."""
+    names = {file: shard(file.relative_to(path)).base for file in scan(path)}
+    return [
+        file
+        for file, base in names.items()
+        if any(map(split_name, (base, *file.relative_to(path).parent.parts)))
+    ]
 
 
 @functools.cache

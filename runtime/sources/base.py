@@ -9,7 +9,7 @@ Each phase is frozen when made, and makes the next. The loop knows no more of wh
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
@@ -31,6 +31,10 @@ class Evaluation(NamedTuple):
 class Plan(Protocol):
     @property
     def tokenizer(self) -> PreTrainedTokenizerBase: ...
+
+    @property
+    def end_tokens(self) -> Collection[int]:
+        """With which whole responses end in training."""
 
     @property
     def steps(self) -> int:

@@ -106,7 +106,7 @@ def check_finite(metrics: dict[str, float], when: str) -> None:
 
 def check_start(before: dict[str, float], expected: dict[str, float], config: TrainConfig) -> None:
     """Stop if what must hold before the first update does not, DPO's ln 2 for one."""
-    tolerance = 1e-4 if config.mixed_precision == "no" and config.dtype != "bfloat16" else 1e-2
+    tolerance = 1e-4 if config.mixed_precision == "no" else 1e-2
     check_finite(before, "before the first update (are the model's weights damaged?)")
     for name, value in expected.items():
         if not abs(before[name] - value) <= tolerance:

@@ -19,6 +19,7 @@ from data.records import check_skipped, skipped_note
 from data.trees import Layout, TreeBatch
 from losses.base import Loss, Metric
 from losses.ppo import PPOConfig
+from models.checkpoint import check_room
 from models.forward import ActorCritic, Policy
 from models.layout import common_layout
 from models.load import (
@@ -56,6 +57,15 @@ class PromptPlan:
     steps: int
     data: str
 
+    def __post_init__(self) -> None:
+        """Raise InputError unless the models take every prompt and the longest response to it."""
+        models = [("--model", self.run.train.model), ("--reward", self._critic_from())]
+        if self.ppo.ref_model is not None and self.ppo.needs_reference:
+            models.append(("--ref_model", self.ppo.ref_model))
+        longest = max(len(prompt.tokens) for prompt in [*self.train, *self.heldout])
+        for flag, name in models:  # the reward model by itself is given texts, and cuts them
+            check_room(longest, self.ppo.max_new_tokens, name, flag)
+
     @property
     def ppo(self) -> PPOConfig:
         config: PPOConfig = self.run.loss
@@ -75,6 +85,10 @@ class PromptPlan:
             f"plan: {rollouts} rollouts of {size} responses, {self.ppo.ppo_epochs} epochs over each"
             f" in steps of {batch_size}: {self.steps} optimizer steps",
         ]
+
+    @property
+    def end_tokens(self) -> tuple[int, ...]:
+        return stop_ids(self.tokenizer, self.ppo.stop_tokens)
 
     def preview(self) -> str:
         lines = []
@@ -117,32 +131,24 @@ class PromptPlan:
         return PromptModels(self, trained, policy, reference, reward, layout, description)
 
     def _check_policy(self, policy: PreTrainedModel) -> None:
-        """Raise InputError unless the policy takes every prompt and the longest response to it."""
-        config, prompts = self.run.train, [*self.train, *self.heldout]
-        token_ids = {token for prompt in prompts for token in prompt.tokens}
-        check_vocabulary(policy, token_ids, f"--model {config.model}")
-        limit = getattr(policy.config.get_text_config(), "max_position_embeddings", math.inf)
-        longest = max(len(prompt.tokens) for prompt in prompts)
-        if longest + self.ppo.max_new_tokens > limit:
-            raise InputError(
-                f"--max_new_tokens {self.ppo.max_new_tokens}: the longest prompt has {longest}"
-                f" tokens and --model {config.model} takes {limit}; lower it, or --max_length",
-                USAGE,
-            )
+        """Raise InputError unless the policy has an embedding of every token of the prompts."""
+        token_ids = {token for prompt in [*self.train, *self.heldout] for token in prompt.tokens}
+        check_vocabulary(policy, token_ids, f"--model {self.run.train.model}")
 
     def _critic_from(self) -> str:
         """The reward model where it takes the policy's tokens (N+, 2.2), else the policy."""
         if self.reward_model is None:
             return self.run.train.model
         name, tokenizer = self.reward_model
-        same = tokenizer.get_vocab() == self.tokenizer.get_vocab()
-        return name if same else self.run.train.model
+        # It may know more tokens: a reward model's <|pad|> is one that the policy does not have.
+        takes = self.tokenizer.get_vocab().items() <= tokenizer.get_vocab().items()
+        return name if takes else self.run.train.model
 
     def _other_stop_tokens(self, policy: PreTrainedModel) -> str:
         """A remark on stop tokens of the model's generation_config, which ppo does not read."""
         ends: Any = getattr(policy.generation_config, "eos_token_id", None) or []
-        ours = stop_ids(self.tokenizer, self.ppo.stop_tokens)
-        others = [end for end in ([ends] if isinstance(ends, int) else ends) if end not in ours]
+        ends = [ends] if isinstance(ends, int) else ends
+        others = [end for end in ends if end not in self.end_tokens]
         names = ",".join(filter(None, self.tokenizer.convert_ids_to_tokens(others)))
         return f"; generate() would also stop at {names}, ppo by --stop_tokens" if names else ""
 
@@ -248,7 +254,7 @@ def plan_prompts(run: Run, loss: Loss, accelerator: Accelerator) -> PromptPlan:
         )
     source = ppo.prompts or config.data
     reward = plan_reward(ppo.reward, source)
-    tokenizer = load_tokenizer(config.model)
+    tokenizer = load_tokenizer(config.model, chat_template=config.chat_template)
     stop_ids(tokenizer, ppo.stop_tokens)  # refuses what is no token of the tokenizer
     options = config.reading
     *parts, data = load_prompts(

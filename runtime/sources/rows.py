@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from data.records import check_skipped, load_data
 from data.splits import Split
 from data.trees import Layout, TreeBatch
 from losses.base import Loss
+from models.checkpoint import check_positions
 from models.layout import choose_layout
 from models.load import (
     check_tokenizer,
@@ -50,6 +52,7 @@ class RowPlan:
     steps: int
     data: str
     summary: list[str]
+    end_tokens: frozenset[int]
 
     def preview(self) -> str:
         return show_examples(self.train.rows, self.tokenizer)
@@ -158,10 +161,13 @@ def plan_rows(run: Run, loss: Loss, accelerator: Accelerator) -> RowPlan:
         InputError: naming file, line, column and reason.
     """
     config = run.train
-    tokenizer = load_tokenizer(config.model)
-    train, heldout, piqa, description = load_splits(config, loss, run.loss, tokenizer)
+    tokenizer = load_tokenizer(config.model, chat_template=config.chat_template)
+    train, heldout, piqa, ends, description = load_splits(config, loss, run.loss, tokenizer)
+    check_length = partial(check_positions, longest_row(train, heldout), config.max_length)
+    check_length(config.model, "--model")
     if "reference" in loss.needs(run.loss) and run.loss.ref_model is not None:
         check_tokenizer(run.loss.ref_model, tokenizer, train.token_ids | heldout.token_ids)
+        check_length(run.loss.ref_model, "--ref_model")
     rows = len(train.rows)
     steps = total_steps(rows, config.batch_size, config.epochs, config.max_steps)
     summary = [
@@ -170,13 +176,15 @@ def plan_rows(run: Run, loss: Loss, accelerator: Accelerator) -> RowPlan:
         f" {steps * config.batch_size / rows:.2f} epochs",
     ]
     data = description[0].removeprefix("data: ")
-    return RowPlan(run, loss, accelerator, tokenizer, train, heldout, piqa, steps, data, summary)
+    return RowPlan(
+        run, loss, accelerator, tokenizer, train, heldout, piqa, steps, data, summary, ends
+    )
 
 
 def load_splits(
     config: TrainConfig, loss: Loss, loss_config: Any, tokenizer: PreTrainedTokenizerBase
-) -> tuple[Split, Split, list[dict[str, object]], list[str]]:
-    """(training rows, held-out rows, these as rows of PIQA for --lm_eval, lines for the user)."""
+) -> tuple[Split, Split, list[dict[str, object]], frozenset[int], list[str]]:
+    """(training rows, held-out rows, these as rows of PIQA for --lm_eval, end tokens, lines)."""
     reading = config.reading
     records, heldout, description = load_data(
         config.data,
@@ -191,6 +199,7 @@ def load_splits(
     piqa = piqa_rows(heldout) if config.lm_eval else []
     lines = [f"data: {description}"]
     splits = []
+    ends: frozenset[int] = frozenset()
     for name, part in (("train", records), ("held out", heldout)):
         encoded = encode_records(
             part,
@@ -202,9 +211,16 @@ def load_splits(
         )
         check_skipped(encoded.report.skipped, len(encoded.rows), name)
         lines.append(encoded.report.line(name))
+        ends |= encoded.report.end_tokens
         split = Split(encoded.rows, packing=loss.packing(loss_config))
         splits.append(split.with_columns(row_columns(encoded.rows, loss)))
-    return splits[0], splits[1], piqa, lines
+    return splits[0], splits[1], piqa, ends, lines
+
+
+def longest_row(*splits: Split) -> int:
+    """Tokens of the longest prompt and response that a model sees together."""
+    rows = (row for split in splits for row in split.rows)
+    return max(len(row.prompt) + max(map(len, row.responses)) for row in rows)
 
 
 def row_columns(rows: Sequence[Row], loss: Loss) -> dict[str, torch.Tensor]:

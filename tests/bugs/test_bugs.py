@@ -46,7 +46,8 @@ def test_every_bug_has_a_patch_and_every_diff_is_in_a_file():
 
 def test_every_bug_that_a_test_or_a_vector_cites_is_there():
     texts = [path.read_text("utf-8") for path in TESTS.glob("*.py")]
-    assert {cited for text in texts for cited in re.findall(r"\b[A-J]\d{1,2}\b", text)} <= {*BUGS}
+    cited = {name for text in texts for name in re.findall(r"\b[A-J]\d{1,2}\b", text)}
+    assert cited - {"F16", "F32", "F64"} <= {*BUGS}  # those three are dtypes of safetensors
     assert {cited for case in load(long=False) for cited in case.cites} <= {*BUGS}
 
 
