@@ -72,6 +72,7 @@ def test_field_40_the_names_of_its_first_two_parameters_are_taken_too():
         (lambda **kwargs: 0, "(**kwargs)"),
         (lambda *, prompts, responses: 0, "(*, prompts, responses)"),
         (lambda completions, prompts: 0, "(completions, prompts)"),
+        (lambda completions, weight=1: 0, "(completions, weight=1)"),
         (lambda texts, prompts, answer: 0, "(texts, prompts, answer)"),
     ],
 )

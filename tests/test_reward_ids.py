@@ -320,13 +320,16 @@ def test_field_7_prompts_that_the_reward_model_cannot_take_are_refused(prompts, 
     assert error.value.exit_code == USAGE and "\n" not in line and "p.jsonl:2" in line
 
 
-@pytest.mark.parametrize("end", ["", "{{ '<|assistant|>' }}"])
-def test_field_7_a_template_that_writes_no_answer_is_refused_before_sampling(end):
-    users = "{% for m in messages if m.role == 'user' %}<|{{ m.role }}|>{{ m.content }}{% endfor %}"
+@pytest.mark.parametrize("header", ["", "<|assistant|>"])
+def test_field_7_a_template_that_writes_no_answer_is_refused_before_sampling(header):
+    template = (
+        "{% for m in messages %}{% if m.role == 'assistant' %}" + header + "{% else %}"
+        "<|{{ m.role }}|>{{ m.content }}{% endif %}{% endfor %}"
+    )
     with pytest.raises(
         InputError, match="^--reward rm: p.jsonl:1:chosen: the chat template does n"
     ):
-        check([SYSTEM], shaped(template=users + end))
+        check([SYSTEM], shaped(template=template))
 
 
 def test_prompts_that_the_reward_model_takes_are_not_refused():
