@@ -124,6 +124,9 @@ def _read_part(part: Part, pairs: bool, options: ReadOptions) -> tuple[list[Reco
     notes = [*part.notes, *unread.note()]
     if repeated := len(records) - len({_key(record) for record in records}):
         notes.append(_rows(repeated, "duplicate "))
+    if unanswered := sum(record.unanswered for record in records):
+        ends = "ends" if unanswered == 1 else "end"
+        notes.append(f"{_rows(unanswered)} {ends} with a turn that nobody answers, not trained")
     notes += skipped_note(skipped)
     return records, part.name + (f" ({'; '.join(notes)})" if notes else "")
 

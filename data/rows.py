@@ -52,6 +52,7 @@ class Record:
     tools: list[Any] | None = None  # for the chat template
     template_kwargs: Mapping[str, Any] = field(default_factory=dict)  # and more variables for it
     columns: Mapping[str, object] = field(default_factory=dict)  # the row's others, for a reward
+    unanswered: bool = False  # its conversation went on after the last answer; that was left out
 
     @property
     def responses(self) -> list[Text]:
@@ -67,7 +68,7 @@ def make_record(
             raise missing_column(column, where, options.columns)
     if row_format is IMPLICIT and "prompt" in row:
         raise InputError(f"{where}:prompt: the first row has no such column; give it in every row")
-    prompt, responses, names, piqa_label = _read(row, where, row_format, options)
+    prompt, responses, names, piqa_label, unanswered = _read(row, where, row_format, options)
     if len(responses) == 2 and isinstance(responses[0], str) != isinstance(responses[1], str):
         raise InputError(f"{where}:{names[1]}: one is a string, one is messages; make both alike")
     if len(responses) == 2 and responses[0] == responses[1]:
@@ -92,7 +93,15 @@ def make_record(
         )
     rejected = responses[1] if len(responses) == 2 else None
     return Record(
-        prompt, responses[0], rejected, _margin(row, where), where, piqa_label, tools, kwargs
+        prompt,
+        responses[0],
+        rejected,
+        _margin(row, where),
+        where,
+        piqa_label,
+        tools,
+        kwargs,
+        unanswered=unanswered,
     )
 
 
@@ -106,6 +115,7 @@ class Parts(NamedTuple):
     responses: list[Text]  # the chosen one first
     names: tuple[str, ...]  # their columns
     label: int | None = None  # PIQA's
+    unanswered: bool = False  # see Record
 
 
 def _read(
@@ -213,6 +223,7 @@ def _turns(messages: Messages, where: str, column: str, options: ReadOptions) ->
     An assistant's turn before any of the user answers nothing, and is not trained. What follows the
     assistant's last turn trains nothing, and is left out.
     """
+    given = len(messages)
     while messages and messages[-1]["role"] != "assistant":
         messages = messages[:-1]
     roles = [message["role"] for message in messages]
@@ -224,7 +235,8 @@ def _turns(messages: Messages, where: str, column: str, options: ReadOptions) ->
     for message in messages[first:]:
         if message["role"] == "assistant" and _is_empty(message):
             raise InputError(f"{where}:{column}: the response is empty; give it some text")
-    return Parts(messages[:first], [messages[first:]], (column,))
+    unanswered = len(messages) < given
+    return Parts(messages[:first], [messages[first:]], (column,), unanswered=unanswered)
 
 
 # ------------------------------------------------------------------------------ single values

@@ -38,7 +38,7 @@ class TrainConfig:
     chat_template: str | None = None
     """A file with the chat template to use in place of the tokenizer's own; saved with final/."""
     train_on: Literal["all", "last"] = "all"
-    """Of a conversation train every turn of the assistant, or the last."""
+    """Of a conversation train every turn of the assistant, or the last. For sft."""
     output_dir: str | None = None
     """The run directory (default: runs/LOSS)."""
     overwrite: bool = False

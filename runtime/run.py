@@ -62,6 +62,9 @@ def check_flags(run: Run) -> None:
     if rollouts and "overlong" in run.origin:
         why = "responses end at --max_new_tokens, and prompts are never cut"
         raise InputError(f"--overlong has no effect with --loss {name}: {why}", USAGE)
+    if (rollouts or loss.responses_per_row == 2) and "train_on" in run.origin:
+        why = "only conversations of --loss sft have several answers to choose from"
+        raise InputError(f"--train_on has no effect with --loss {name}: {why}", USAGE)
     if run.train.lm_eval and (rollouts or loss.task != "causal_lm"):
         why = "it scores held-out responses by their log-probs"
         raise InputError(f"--lm_eval does not go with --loss {name}: {why}", USAGE)

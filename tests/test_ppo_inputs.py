@@ -256,6 +256,16 @@ def test_a_flag_that_nothing_reads_is_refused(tmp_path, value):
     )
 
 
+@pytest.mark.parametrize("loss", ["ppo", "dpo"])
+def test_a_flag_of_conversations_is_refused_where_nothing_reads_it(tmp_path, loss):
+    done = run("--loss", loss, "--train_on", "last", before=no_model, cwd=tmp_path)
+    assert done.code == errors.USAGE and not list(tmp_path.iterdir())
+    assert done.line == (
+        f"--train_on has no effect with --loss {loss}: only conversations of --loss sft have"
+        " several answers to choose from"
+    )
+
+
 def test_no_prompt_file_is_one_line(tmp_path):
     flags = [*QUICK, "--prompts", tmp_path / "none.jsonl", "--reward", "math:dist"]
     done = run("--loss", "ppo", *flags, before=no_model)

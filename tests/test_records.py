@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from data.errors import InputError
 from data.join import common_prompt
+from data.options import read_options
 from data.records import load_data
 
 
@@ -180,3 +181,11 @@ def test_messages_in_every_form_become_prompt_and_one_answer(tmp_path, row, prom
 def test_a_completion_of_messages_may_bring_the_prompt_again(tmp_path, prompt, completion):
     row = {"prompt": prompt, "completion": completion}
     assert bare(read(tmp_path, lines(row), pairs=False)[0]) == ([USER], [GOOD], None)
+
+
+def test_a_turn_that_nobody_answers_is_said(tmp_path):
+    whole, asked = ({"messages": [USER, GOOD, *more]} for more in ([], [USER]))
+    write(tmp_path, {"train.jsonl": lines(asked, whole), "valid.jsonl": lines(whole)})
+    records, _, told = load_data(str(tmp_path), pairs=False, options=read_options())
+    assert [bare(record) for record in records] == [([USER], [GOOD], None)] * 2
+    assert "1 row ends with a turn that nobody answers, not trained" in told
