@@ -1,6 +1,6 @@
 """docs/data.md: what is trained of data sets that people know, by the code itself.
 
-    python -m benchmarks.data_page           # compares the page with what the code makes of its rows
+    python -m benchmarks.data_page           # compares the page with what the code shows
     python -m benchmarks.data_page --fix     # writes it anew
 
 The page has, for each data set, rows of its layout and the flags that read them; what is below them

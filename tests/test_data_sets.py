@@ -1,4 +1,4 @@
-"""The data sets of docs/data.md, end to end: the page's flags, three rows, a run that trains them."""
+"""The data sets of docs/data.md, end to end: the flags of the page, three rows, a run on them."""
 
 import json
 import re
