@@ -16,19 +16,19 @@ from __future__ import annotations
 import sys
 
 if __name__ == "__main__":
-    # Before the heavy imports below, so that --help and a typo answer at once, and a launcher's
-    # early end is not missed.
+    # Before the heavy imports below, so that --help and a typo answer at once, a signal is obeyed
+    # from the first moment, and a launcher's early end is not missed.
     from runtime.cli import parse_or_exit
     from runtime.launch import die_with_launcher
+    from runtime.process.signals import SIGNALLED
 
+    SIGNALLED.listen()
     die_with_launcher()
     ARGS = parse_or_exit(sys.argv[1:])
 
 import math
-import signal
-import time
 from contextlib import nullcontext
-from dataclasses import asdict
+from functools import partial
 from typing import Any
 
 import torch
@@ -36,34 +36,24 @@ from accelerate import Accelerator
 from accelerate.utils import set_seed
 from torch import nn
 
-from data.errors import NOT_FINITE, InputError
+from data.splits import StepRows
 from data.trees import TreeBatch
 from losses import LOSSES
 from losses.base import Loss
-from models.save import final_of
 from runtime.config import Args, Run, TrainConfig
-from runtime.curves import draw_curves
 from runtime.directory import RunDirectory
-from runtime.launch import start_trackers
+from runtime.guards.memory import with_less
+from runtime.guards.numbers import clip_gradient, count_skipped, jumped, not_finite
+from runtime.guards.outputs import say
 from runtime.metrics import Totals, step_means, with_means
 from runtime.optimizer import make_optimizer
-from runtime.report import (
-    Progress,
-    command,
-    model_card,
-    peak_memory,
-    settings,
-    table,
-    versions,
-)
+from runtime.report import settings
 from runtime.run import launch
-from runtime.sources.base import Evaluation, Models, Plan
-from runtime.sources.heldout import check_finite, check_start
+from runtime.session.session import Session
+from runtime.sources.base import Plan
 from runtime.sources.prompts import plan_prompts
 from runtime.sources.rows import plan_rows
 from runtime.state import TrainState
-
-NOT_FINITE_LIMIT = 3  # steps in a row
 
 # ------------------------------------------------------------------------------ one step
 
@@ -126,168 +116,101 @@ def learning_rate(step: int, steps: int, peak: float, config: TrainConfig) -> fl
 
 def train(run: Run, accelerator: Accelerator, directory: RunDirectory) -> None:
     """From the flags to the saved model."""
-    began = time.perf_counter()
     config, loss = run.train, LOSSES[run.train.loss]
     set_seed(config.seed)
 
     # ---- plan: a bad row ends the run here, before any weight is loaded
     make_plan = plan_prompts if "rollouts" in loss.needs(run.loss) else plan_rows
     plan: Plan = make_plan(run, loss, accelerator)
-    accelerator.print(*plan.summary, settings(run, accelerator.num_processes), sep="\n")
+    say(*plan.summary, settings(run, accelerator.num_processes))
     if config.dry_run:
-        accelerator.print(plan.preview())
+        say(plan.preview())
         return
 
-    # ---- load: the models, and the held-out metrics before the first update
+    # ---- load: the models, the optimizer, and what gives the batches
     models = plan.load()
-    accelerator.print(f"model: {models.description}")
-    final = final_of(models.saved, config.model, plan.tokenizer, plan.end_tokens, config.save_dtype)
+    say(f"model: {models.description}")
     optimizer = make_optimizer(
-        models.trained,
-        run.learning_rate,
-        config.weight_decay,
-        learning_rates=models.learning_rates,
+        models.trained, run.learning_rate, config.weight_decay, learning_rates=models.learning_rates
     )
     trained, optimizer = accelerator.prepare(models.trained, optimizer)
-    state = TrainState(rollout=plan.initial_rollout_state())
+    state = TrainState(rollout=plan.initial_rollout_state(), max_tokens=config.max_tokens)
     feed = models.feed(trained, state, directory.path)
-    before = feed.evaluate()
-    check_start(before.metrics, loss.expected_initial_metrics(run.loss), config)
-
-    # ---- everything has been checked: from here on the directory is this run's
-    directory.begin(run_config(run, plan, models, accelerator.num_processes))
-    start_trackers(accelerator, config)
-    record_evaluation(state, directory, before)
+    session = Session(run, accelerator, directory, plan, models, optimizer, feed, state)
+    if not session.begin():
+        return
 
     # ---- the loop: nothing but weights, optimizer and `state` changes from step to step
-    progress = Progress(plan.steps, loss.name, enabled=accelerator.is_main_process)
-    clock = time.perf_counter()
-    for batches in feed.steps(start=state.step):
-        # One step: the rates by the schedule, the gradient over all micro-batches and ranks, AdamW.
-        state.step += 1
-        for group in optimizer.param_groups:
-            group["lr"] = learning_rate(state.step, plan.steps, group["initial_lr"], config)
-        units, metrics = optimizer_step(accelerator, trained, loss, run.loss, batches)
-        grad_norm = update(accelerator, trained, optimizer, metrics["loss"], state, config)
-        state.tokens += sum(batch.num_tokens for batch in batches if not batch.dummy)
-        of_rollout = feed.after_step(metrics)
-        now = time.perf_counter()
-        state.seconds += now - clock
+    for rows in session.steps():
+        set_seed(config.seed + state.step)  # of the global generators, for rewards that draw
+        # The gradient over all micro-batches and ranks; with smaller ones where memory is short.
+        found, state.max_tokens = with_less(
+            partial(step_gradient, accelerator, trained, loss, run.loss, rows),
+            state.max_tokens,
+            ranks=accelerator.num_processes,
+            undo=optimizer.zero_grad,
+            say=say,
+        )
+        batches, units, metrics = found
+        session.meet(batches)
 
-        # The log: means over all ranks, in full precision.
-        record = {
-            "step": state.step,
-            "epoch": feed.epoch(state.step),
-            **metrics,
-            **of_rollout,
-            "grad_norm": grad_norm,
-            "learning_rate": learning_rate(state.step, plan.steps, run.learning_rate, config),
-            **units,
-            "seconds": now - began,
-        }
-        directory.log(record)
-        accelerator.log(record, step=state.step)
-
-        # Now and then, and after the last step: the held-out metrics.
-        if config.eval_every and state.step % config.eval_every == 0 or state.step == plan.steps:
-            found = record_evaluation(state, directory, feed.evaluate())
-            accelerator.log(found, step=state.step)
-            record |= found
-        progress.show(state.step, record)
-        clock = time.perf_counter()
-    progress.close()
-    if state.evaluated < state.step:  # fewer steps than planned: PPO's --target_kl
-        accelerator.log(record_evaluation(state, directory, feed.evaluate()), step=state.step)
-
-    # ---- what is left behind
-    check_finite(state.heldout, f"after step {state.step}; try a lower --learning_rate")
-    accelerator.wait_for_everyone()
-    summary = summarize(run, accelerator, state, before.metrics, plan.data)
-    summary["seconds"] = time.perf_counter() - began
-    card = model_card(loss.name, config.model, summary)
-    directory.finish(summary, final.save, card=card, draw=draw_curves)
-    accelerator.end_training()
-    accelerator.print(table(summary))
-    made = f"final/ ({final.description}), metrics.jsonl, summary.json, curves.png"
-    accelerator.print(f"{directory.path}: {made}")
+        # AdamW by the schedule, and the log: a checkpoint has all of this step or none of it.
+        with session.changing():
+            state.step += 1
+            for group in optimizer.param_groups:
+                group["lr"] = learning_rate(state.step, plan.steps, group["initial_lr"], config)
+            grad_norm = update(accelerator, trained, optimizer, metrics, state, config, rows)
+            rate = learning_rate(state.step, plan.steps, run.learning_rate, config)
+            session.log_step(metrics, {"grad_norm": grad_norm, "learning_rate": rate}, units)
+    session.finish()
 
 
-def run_config(run: Run, plan: Plan, models: Models, processes: int) -> dict[str, Any]:
-    """What config.json holds."""
-    return {
-        "command": command(),
-        "train": asdict(run.train),
-        "loss": asdict(run.loss),
-        "origin": run.origin,
-        "data": plan.data,
-        "steps": plan.steps,
-        "model": models.description,
-        "layout": models.layout,
-        "processes": processes,
-        "versions": versions(),
-    }
+def step_gradient(
+    accelerator: Accelerator,
+    policy: nn.Module,
+    loss: Loss,
+    config: Any,
+    rows: StepRows,
+    max_tokens: int,
+) -> tuple[list[TreeBatch], dict[str, int], dict[str, float]]:
+    """`optimizer_step` over a step's rows, in micro-batches of at most `max_tokens`."""
+    batches = rows.batches(max_tokens, accelerator.device)
+    return batches, *optimizer_step(accelerator, policy, loss, config, batches)
 
 
 def update(
     accelerator: Accelerator,
     trained: nn.Module,
     optimizer: torch.optim.Optimizer,
-    loss: float,
+    metrics: dict[str, float],
     state: TrainState,
     config: TrainConfig,
+    rows: StepRows,
 ) -> float:
-    """Clip the gradient and take the step, unless something is not finite; the gradient's norm.
+    """Clip the gradient and take the step, unless a number is not finite; the gradient's norm.
 
     Raises:
-        InputError: loss or gradient were not finite for NOT_FINITE_LIMIT steps in a row.
+        InputError: too many steps were left out; see runtime/guards/numbers.py.
     """
-    limit = config.max_grad_norm or math.inf
-    grad_norm = float(accelerator.clip_grad_norm_(trained.parameters(), limit))
-    finite = math.isfinite(grad_norm) and math.isfinite(loss)
-    if finite or config.mixed_precision == "fp16":  # fp16's scaler skips by itself
+    accelerator.unscale_gradients()
+    grad_norm, wrong = clip_gradient(trained.named_parameters(), config.max_grad_norm or math.inf)
+    wrong = not_finite(metrics) or wrong
+    jump = "" if wrong else jumped(state, metrics["loss"], grad_norm, config.spike_guard)
+    fp16 = config.mixed_precision == "fp16"
+    if fp16 or not (wrong or jump):  # fp16's scaler skips by itself, and lowers its scale
         optimizer.step()
     optimizer.zero_grad()
-    state.bad_steps = 0 if finite else state.bad_steps + 1
-    if state.bad_steps == NOT_FINITE_LIMIT and config.mixed_precision != "fp16":
-        raise InputError(
-            f"loss or gradient not finite for {state.bad_steps} steps, the last one step"
-            f" {state.step}; the weights are as before them; try a lower --learning_rate",
-            NOT_FINITE,
-        )
+    if jump:
+        say(f"step {state.step} skipped: {jump}; its rows: {rows.names()}")
+        state.skipped += 1
+    elif not wrong:
+        state.bad_steps = 0
+    elif fp16:
+        state.skipped += 1
+    else:
+        say(f"step {state.step} skipped: not finite: {wrong}; its rows: {rows.names()}")
+        count_skipped(state, wrong, rows.names())
     return grad_norm
-
-
-def record_evaluation(
-    state: TrainState, directory: RunDirectory, evaluation: Evaluation
-) -> dict[str, float]:
-    """Log an evaluation after the present step; returns it by the names that were logged."""
-    state.evaluated, state.heldout = state.step, evaluation.metrics
-    found = {f"eval/{name}": value for name, value in evaluation.metrics.items()}
-    directory.log({"step": state.step} | found)
-    directory.log_samples(state.step, evaluation.samples)
-    return found
-
-
-def summarize(
-    run: Run, accelerator: Accelerator, state: TrainState, before: dict[str, float], data: str
-) -> dict[str, Any]:
-    """What summary.json holds."""
-    loss, rows = LOSSES[run.train.loss], state.step * run.train.batch_size
-    tokens = torch.tensor(state.tokens, device=accelerator.device)
-    return {
-        "loss": loss.name,
-        "model": run.train.model,
-        "before": before,
-        "after": state.heldout,
-        "steps": state.step,
-        "rows": rows,
-        "unit": "pairs" if loss.responses_per_row == 2 else "rows",
-        "tokens": int(accelerator.reduce(tokens, "sum")),
-        "rows_per_second": rows / state.seconds,
-        "peak_memory_bytes": peak_memory(accelerator.device),
-        "data": data,
-        "versions": versions(),
-    }
 
 
 def main(args: Args) -> int:
@@ -296,5 +219,4 @@ def main(args: Args) -> int:
 
 
 if __name__ == "__main__":
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # it ends a run as Ctrl-C does
     sys.exit(main(ARGS))

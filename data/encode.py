@@ -57,6 +57,7 @@ class Row:
     characters: list[int]  # per response: characters, one leading space not counted (acc_norm)
     margin: float = 0.0
     masks: list[list[bool]] | None = None  # per response: which tokens are trained; None: all
+    where: str = ""  # "train.jsonl:17", for messages
 
 
 @dataclass(slots=True)
@@ -162,6 +163,7 @@ def encode_records(
                 characters=[_characters(text) for text in record.responses],
                 margin=record.margin or 0.0,
                 masks=None if all(map(all, cut_masks)) else cut_masks,
+                where=record.where,
             )
             encoded.rows.append(row)
             encoded.source.append(number)

@@ -7,9 +7,11 @@ USAGE = 2  # a flag or a configuration value
 BAD_DATA = 65  # a row of a data file
 NO_INPUT = 66  # a file, directory or model that is not there
 UNAVAILABLE = 69  # needs the network, and there is none
+LOST = 70  # another process of the run was killed, stopped, or is gone
+NO_MEMORY = 71  # out of memory, and a micro-batch cannot be cut further
 CANNOT_CREATE = 73  # the run directory is taken or cannot be written
 IO_ERROR = 74  # the disk is full or failed
-INTERRUPTED = 75  # stopped by a signal
+INTERRUPTED = 75  # stopped by a signal; the same command goes on
 NOT_FINITE = 76  # loss or gradient stayed NaN or infinite
 
 

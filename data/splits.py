@@ -9,6 +9,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
+from data.batches import micro_batches
 from data.encode import Row
 from data.trees import Layout, TreeBatch, pack, tree_tokens
 
@@ -51,6 +52,29 @@ class Split:
         sequences = [i * k + j for i in picked for j in range(k)]
         columns = {name: _cut(x[sequences], width) for name, x in self.columns.items()}
         return replace(batch.with_columns(columns), dummy=not members).to(device)
+
+
+@dataclass(frozen=True)
+class StepRows:
+    """The rows of one optimizer step, to be cut into micro-batches of any size."""
+
+    split: Split
+    rows: Sequence[int]  # of all `ranks`
+    ranks: int = 1
+    rank: int = 0
+
+    def batches(self, max_tokens: int, device: torch.device) -> list[TreeBatch]:
+        """This rank's micro-batches, as few as `max_tokens` allows; one at least, maybe a dummy."""
+        lengths = [self.split.lengths[i] for i in self.rows]
+        parts = micro_batches(lengths, self.ranks, max_tokens)[self.rank]
+        return [self.split.batch([self.rows[p] for p in part], device) for part in parts]
+
+    def names(self, most: int = 16) -> str:
+        """Where the rows are from, for a message."""
+        rows = [self.split.rows[i] for i in self.rows]
+        names = [row.where or f"response {row.index}" for row in rows]
+        more = f" and {len(names) - most} more" if len(names) > most else ""
+        return ", ".join(names[:most]) + more
 
 
 def _cut(column: Tensor, width: int) -> Tensor:

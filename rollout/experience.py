@@ -15,7 +15,8 @@ InstructGPT (arXiv 2203.02155), section 3.5; "The N+ Implementation Details of R
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from itertools import chain
 from typing import NamedTuple
 
 import torch
@@ -246,7 +247,28 @@ def rollout(
         "ref_logps": ref_logps,
         "policy_weight": logps.new_full((len(logps),), 0.0 if critic_only else 1.0),
     }
-    return Experience(Split(responses.rows, rollouts.layout, rollouts.packing, columns), metrics)
+    mine = Split(responses.rows, rollouts.layout, rollouts.packing, columns)
+    everyone = gather_split(accelerator, mine) if accelerator.num_processes > 1 else None
+    return Experience(mine, metrics, everyone)
+
+
+def gather_split(accelerator: Accelerator, mine: Split) -> Split:
+    """The rows of all ranks, each of which has as many, in the order of their prompts; on CPU.
+
+    Gathered when they are made, where the ranks meet anyway: a checkpoint can then be written by
+    one rank without the others, who may be gone.
+    """
+    columns = {name: column.cpu() for name, column in mine.columns.items()}
+    shares = accelerator.gather_for_metrics([(mine.rows, columns)], use_gather_object=True)
+    rows = list(chain.from_iterable(zip(*(rows for rows, _ in shares), strict=True)))
+    together = {}
+    for name in columns:
+        parts = [columns[name] for _, columns in shares]
+        if parts[0].ndim == 2:
+            width = max(part.shape[1] for part in parts)
+            parts = [nn.functional.pad(part, (0, width - part.shape[1])) for part in parts]
+        together[name] = torch.stack(parts, dim=1).flatten(0, 1)
+    return replace(mine, rows=rows, columns=together)
 
 
 def _rollout_metrics(

@@ -22,6 +22,9 @@ class Experience:
 
     split: Split
     metrics: dict[str, float]  # for the log, over all ranks
+    # The responses of all ranks in the order of the prompts, for a checkpoint; None: those of
+    # `split` are all. Rank r of n has every n-th of them from the r-th on.
+    everyone: Split | None = None
 
 
 @dataclass

@@ -10,8 +10,8 @@ import math
 import random
 from collections.abc import Iterator, Mapping, Sequence
 
-from data.batches import micro_batches, step_rows
-from data.trees import TreeBatch
+from data.batches import step_rows
+from data.splits import StepRows
 from losses.ppo import PPOConfig
 from rollout.experience import Prompt, Rollouts, rollout
 from rollout.state import RolloutState
@@ -25,8 +25,8 @@ def rollout_steps(
     steps: int,
     seed: int,
     state: RolloutState,
-) -> Iterator[list[TreeBatch]]:
-    """This rank's micro-batches of every optimizer step, `steps` at most; step 6.
+) -> Iterator[StepRows]:
+    """This rank's responses of every optimizer step, `steps` at most; step 6.
 
     Continues from `state` and updates it: at a yield it already counts the step that is yielded. A
     rollout left early (--target_kl) is not made up for by another.
@@ -57,11 +57,8 @@ def rollout_steps(
         order = random.Random(f"{seed}/{state.number}/{epoch}").sample(range(size), size)
         minibatch = order[place * batch_size : (place + 1) * batch_size]
         rows = [i // ranks for i in minibatch if i % ranks == rank]
-        split = state.experience.split
-        lengths = [split.lengths[i] for i in rows]
-        parts = micro_batches(lengths, 1, rollouts.max_tokens)[0]  # one, empty, if none is picked
         state.next_minibatch += 1
-        yield [split.batch([rows[p] for p in part], accelerator.device) for part in parts]
+        yield StepRows(state.experience.split, rows)
 
 
 def leave_early(state: RolloutState, config: PPOConfig, metrics: Mapping[str, float]) -> None:

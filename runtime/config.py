@@ -7,12 +7,18 @@ reads this before torch is imported.
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, Literal
 
 from data.errors import USAGE, InputError
 from data.options import ReadOptions, read_options
+
+# Flags that name what a run reads; those of the losses' own.
+READ_FLAGS = ("model", "data", "eval_data", "chat_template", "config")
+READ_LOSS_FLAGS = ("ref_model", "reward", "prompts")
 
 
 @dataclass(frozen=True)
@@ -42,7 +48,11 @@ class TrainConfig:
     output_dir: str | None = None
     """The run directory (default: runs/LOSS)."""
     overwrite: bool = False
-    """Replace an earlier run in the run directory."""
+    """Replace an earlier run in the run directory; one that did not finish is gone on with else."""
+    resume: bool = False
+    """Refuse to start anew: there must be a run in the run directory to go on with."""
+    allow_changed: str | None = None
+    """Flags that may differ from those the run was begun with, comma-separated; data, model too."""
 
     max_steps: int | None = None
     """Optimizer steps (default: as many as --epochs takes)."""
@@ -68,6 +78,17 @@ class TrainConfig:
     max_grad_norm: float = 1.0
     """Clip the gradient to this global norm; 0 leaves it."""
 
+    save_every: int | None = None
+    """Steps between two checkpoints (default: ten minutes, and none stays when all is done)."""
+    keep: int = 2
+    """So many checkpoints stay, the newest; an older one serves where the newest is damaged."""
+    keep_best: str | None = None
+    """Save the model of the best evaluation in best/, by this held-out metric: loss, accuracy."""
+    patience: int | None = None
+    """Stop after so many evaluations in a row that were not better by --keep_best's metric."""
+    spike_guard: float = 0.0
+    """Skip steps whose loss or gradient norm is so many standard deviations above 128 steps'."""
+
     eval_every: int = 0
     """Evaluate on the held-out rows every so many steps; 0: only before and after."""
     lm_eval: bool = False
@@ -87,6 +108,8 @@ class TrainConfig:
     report_to: str | None = None
     """Trackers besides the files, as Accelerate names them, comma-separated: tensorboard,wandb."""
 
+    export: str | None = None
+    """Make a model of this run directory's newest checkpoint, in its folder export/, and stop."""
     config: str | None = None
     """A YAML file of flags; the command line overrides it."""
     dry_run: bool = False
@@ -98,9 +121,24 @@ class TrainConfig:
             value = getattr(self, name)
             if value is not None and not 0 < value < math.inf:
                 raise ValueError(f"--{name} {value} must be above 0 and finite")
-        for name in ("warmup", "weight_decay", "max_grad_norm", "eval_every", "seed"):
+        for name in (
+            "warmup",
+            "weight_decay",
+            "max_grad_norm",
+            "eval_every",
+            "seed",
+            "spike_guard",
+        ):
             if not 0 <= getattr(self, name) < math.inf:
                 raise ValueError(f"--{name} {getattr(self, name)} must be 0 or above, and finite")
+        for name in ("keep", "save_every", "patience"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"--{name} {value} must be 1 or above")
+        if self.patience is not None and self.keep_best is None:
+            raise ValueError("--patience needs --keep_best METRIC: better by what?")
+        if self.resume and self.overwrite:
+            raise ValueError("--resume and --overwrite exclude each other")
         if self.max_length < 2:
             raise ValueError(f"--max_length {self.max_length}: at least 2, a prompt and a response")
         _ = self.reading
@@ -179,3 +217,26 @@ def resolve(
     except ValueError as error:
         raise InputError(str(error), USAGE) from error
     return Run(replace(config, **shared), loss, origin | args.origin)
+
+
+def check_paths(run: Run) -> None:
+    """Raise InputError if something that is read lies in the directory that is written.
+
+    A run may go on from its own directory, and replaces what is in it.
+    """
+    out = Path(run.output_dir).expanduser().resolve()
+    given = {name: getattr(run.train, name) for name in READ_FLAGS}
+    given |= {name: getattr(run.loss, name, None) for name in READ_LOSS_FLAGS}
+    for name, value in given.items():
+        for part in str(value or "").split(","):
+            # Without a weight (rows.jsonl=2), and of a pattern the folder that it begins with.
+            fixed = re.split(r"[*?\[]", re.sub(r"=[\d.]+$", "", part))[0]
+            if not fixed or (name == "reward" and ":" in part):
+                continue
+            path = Path(fixed).expanduser()
+            if path.exists() and (path.resolve() == out or out in path.resolve().parents):
+                raise InputError(
+                    f"--{name} {part} lies in --output_dir {run.output_dir}, which is written and"
+                    " replaced; give another --output_dir",
+                    USAGE,
+                )

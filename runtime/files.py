@@ -1,8 +1,9 @@
-"""Files that are whole or not there at all, whenever their writer is killed."""
+"""Files that are whole or not there at all, whenever their writer is killed or the power fails."""
 
 from __future__ import annotations
 
 import errno
+import hashlib
 import json
 import os
 from pathlib import Path
@@ -12,7 +13,11 @@ from typing import Any
 def write_whole(path: Path, text: str) -> None:
     """Write beside the file and rename: a reader never sees half of it."""
     partial = _partial(path)
-    partial.write_text(text, "utf-8")
+    # What stands there may be a link that was laid: a new file is made, never followed.
+    partial.unlink(missing_ok=True)
+    with open(partial, "x", encoding="utf-8") as file:
+        file.write(text)
+    sync(partial)
     os.replace(partial, path)
 
 
@@ -36,7 +41,35 @@ def write_json(path: Path, content: object) -> None:
 def read_json(path: Path) -> dict[str, Any]:
     """A file's object; {} where there is none yet, or none that can be read."""
     try:
-        content: dict[str, Any] = json.loads(path.read_text("utf-8"))
-        return content
-    except (OSError, ValueError):
+        content = json.loads(path.read_text("utf-8"))
+    except (OSError, ValueError, RecursionError):
         return {}
+    return content if isinstance(content, dict) else {}
+
+
+def sync(path: Path) -> None:
+    """Have the disk hold a file, or a folder's names, before anything is built on it."""
+    if path.is_dir() and os.name == "nt":  # Windows opens no folders
+        return
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def sync_tree(folder: Path) -> None:
+    """`sync` of every file below a folder, and of the folders."""
+    for parent, _, names in os.walk(folder, topdown=False):
+        for name in names:
+            sync(Path(parent, name))
+        sync(Path(parent))
+
+
+def sha256(path: Path) -> str:
+    """Of a file's bytes, as 64 hexadecimal digits."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while part := file.read(1 << 22):
+            digest.update(part)
+    return digest.hexdigest()

@@ -2,8 +2,9 @@
 
 `accelerate launch --cpu --num_processes 2` starts one process. `torchrun` on a machine without a
 GPU, without ACCELERATE_USE_CPU, starts several that each believe to be alone. SIGTERM to
-`accelerate launch` leaves the trainer running. FSDP, DeepSpeed and the like would give each process
-a part of the model, and the loop takes it for the whole: to sample from, say, or to save.
+`accelerate launch` leaves the trainer running, and so does SIGKILL to torchrun. FSDP, DeepSpeed and
+the like would give each process a part of the model, and the loop takes it for the whole: to sample
+from, say, or to save.
 """
 
 from __future__ import annotations
@@ -13,7 +14,6 @@ import ctypes
 import os
 import signal
 import sys
-from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 from data.errors import USAGE, InputError
@@ -37,9 +37,11 @@ RIGHT_WAY = (
 def die_with_launcher() -> None:
     """Ask Linux for SIGTERM when the parent dies, so that no trainer is left running alone.
 
-    First of all a process does: a launcher that died before cannot be seen to die.
+    Of accelerate's launcher and of torchrun. First of all a process does: a launcher that died
+    before cannot be seen to die.
     """
-    if sys.platform == "linux" and "ACCELERATE_MIXED_PRECISION" in os.environ:
+    launched = {"ACCELERATE_MIXED_PRECISION", "TORCHELASTIC_RUN_ID"} & os.environ.keys()
+    if sys.platform == "linux" and launched:
         with contextlib.suppress(OSError, AttributeError):
             ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG
 
@@ -86,13 +88,6 @@ def make_accelerator(config: TrainConfig) -> Accelerator:
     if config.mixed_precision == "fp16" and accelerator.device.type == "cpu":
         raise InputError("--mixed_precision fp16 needs a GPU; on a CPU take bf16", USAGE)
     return accelerator
-
-
-def start_trackers(accelerator: Accelerator, config: TrainConfig) -> None:
-    """Trackers write into the run directory: they start when it is this run's."""
-    if config.report_to:
-        values = {k: v for k, v in asdict(config).items() if v is not None}
-        accelerator.init_trackers("alignment-losses", values)
 
 
 def check_launch(accelerator: Accelerator) -> None:

@@ -14,6 +14,7 @@ import torch
 from tqdm import tqdm
 
 from runtime.config import Run
+from runtime.guards.outputs import say
 
 NAMES = {
     "loss": "held-out loss",
@@ -118,13 +119,18 @@ class Progress:
         tty = enabled and sys.stderr.isatty()
         self.bar = tqdm(total=steps, desc=loss, dynamic_ncols=True) if tty else None
 
+    def start(self, step: int) -> None:
+        """So many steps were made before."""
+        if self.bar is not None:
+            self.bar.update(step)
+
     def show(self, step: int, record: dict[str, float]) -> None:
         shown = {k: f"{record[k]:.4f}" for k in self.SHOWN if k in record}
         if self.bar is not None:
             self.bar.set_postfix(shown, refresh=False)
             self.bar.update()
         elif self.enabled and (step in (1, self.steps) or step % self.every == 0):
-            print(f"step {step}/{self.steps}", *(f"{k} {v}" for k, v in shown.items()), sep="  ")
+            say("  ".join([f"step {step}/{self.steps}", *(f"{k} {v}" for k, v in shown.items())]))
 
     def close(self) -> None:
         if self.bar is not None:

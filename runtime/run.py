@@ -2,30 +2,38 @@
 
 from __future__ import annotations
 
-import os
-import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import torch
 from accelerate import Accelerator
 from safetensors import SafetensorError
 
-from data.errors import INTERRUPTED, IO_ERROR, NOT_FINITE, USAGE, InputError
+from data.errors import INTERRUPTED, IO_ERROR, NO_MEMORY, NOT_FINITE, USAGE, InputError
 from data.pocket import DEFAULTS
 from losses import LOSSES
-from runtime.config import Args, Run, resolve
+from runtime.config import Args, Run, check_paths, resolve
 from runtime.directory import RunDirectory
+from runtime.guards.memory import is_out_of_memory
+from runtime.guards.outputs import say
 from runtime.launch import check_launch, make_accelerator
+from runtime.process.peers import PEERS, Failure
+from runtime.process.signals import SIGNALLED, Interrupted
+
+DEFECT = 1  # of this program, or of a reward function: the traceback is printed
 
 
 def launch(train: Callable[[Run, Accelerator, RunDirectory], None], args: Args) -> int:
     """Call `train` with everything resolved and the directory taken; the exit code."""
     directory = None
+    SIGNALLED.listen()
     try:
+        SIGNALLED.enter("preparing")
         loss = LOSSES[args.train.loss]
         run = resolve(args, loss.config, loss.learning_rate, DEFAULTS)
         check_flags(run)
+        check_paths(run)
         accelerator = make_accelerator(run.train)
         check_launch(accelerator)
         # DDP's destructor holds the GIL. With DDP the last owner of a gloo group it also waits for
@@ -36,22 +44,68 @@ def launch(train: Callable[[Run, Accelerator, RunDirectory], None], args: Args) 
             overwrite=run.train.overwrite or run.train.dry_run,
             writes=accelerator.is_main_process and not run.train.dry_run,
         )
+        PEERS.join(
+            accelerator.process_index,
+            accelerator.num_processes,
+            partial(give_up, directory),
+        )
         train(run, accelerator, directory)
+        directory.rescue = None  # it holds the DDP module too
         del accelerator, group  # in this order: the accelerator owns the DDP module
-    except InputError as error:
-        return give_up(directory, str(error), error.exit_code)
-    except FloatingPointError as error:  # of the sampler
-        return give_up(directory, str(error), NOT_FINITE)
-    except KeyboardInterrupt:
-        return give_up(directory, "interrupted", INTERRUPTED)
-    except (OSError, SafetensorError) as error:  # a full disk, most of the time
-        return give_up(directory, f"reading or writing failed: {error}", IO_ERROR)
-    except Exception as error:  # a defect of this program: the traceback is needed
-        if directory:
-            directory.fail(f"{type(error).__name__}: {error}", 1)
-        raise
+    except BaseException as error:
+        SIGNALLED.enter("ending")
+        failure = failure_of(error)
+        if failure is None:  # a defect: the traceback is needed
+            mine = f"{type(error).__name__}: {error}"
+            give_up(directory, PEERS.fail(mine, DEFECT), silent=PEERS.rank == 0)
+            raise
+        return give_up(directory, PEERS.fail(*failure), interrupted=failure[1] == INTERRUPTED)
+    finally:
+        PEERS.leave()
+        SIGNALLED.close()
     directory.close()
     return 0
+
+
+def failure_of(error: BaseException) -> tuple[str, int] | None:
+    """What to say of the error that ends a run, and the exit code; None for a defect."""
+    if isinstance(error, InputError):
+        return str(error), error.exit_code
+    if isinstance(error, FloatingPointError):  # of the sampler
+        return str(error), NOT_FINITE
+    if isinstance(error, (Interrupted, KeyboardInterrupt)):
+        return f"stopped by {SIGNALLED.requested or 'Ctrl-C'}", INTERRUPTED
+    if is_out_of_memory(error):
+        what = "try --gradient_checkpointing, a lower --max_tokens or --max_length"
+        return f"out of memory ({str(error).splitlines()[0][:200]}); {what}", NO_MEMORY
+    if isinstance(error, (OSError, SafetensorError)):  # a full disk, most of the time
+        return f"reading or writing failed: {error}", IO_ERROR
+    if isinstance(error, SystemExit):
+        return f"sys.exit({error.code!r}) was called, by a reward function perhaps", DEFECT
+    if isinstance(error, RuntimeError) and (cause := PEERS.cause()):  # of a collective
+        return cause.reason, cause.exit_code
+    return None
+
+
+def give_up(
+    directory: RunDirectory | None,
+    failure: Failure,
+    *,
+    interrupted: bool = False,
+    silent: bool = False,
+) -> int:
+    """Save what can be saved, record why the run ends, and print it in one line, once."""
+    reason = failure.reason
+    if failure.rank != PEERS.rank and failure.rank != 0:
+        reason = f"process {failure.rank}: {reason}"
+    if directory is not None:
+        if directory.rescue is not None and directory.writes:
+            reason += f"; {directory.rescue()}"
+        PEERS.saved() if PEERS.rank == 0 else PEERS.wait_for_saved()
+        directory.fail(reason, failure.exit_code, "stopped" if interrupted else "failed")
+    if not silent:
+        say(f"train.py: {reason}", error=True)
+    return failure.exit_code
 
 
 def check_flags(run: Run) -> None:
@@ -68,12 +122,3 @@ def check_flags(run: Run) -> None:
     if run.train.lm_eval and (rollouts or loss.task != "causal_lm"):
         why = "it scores held-out responses by their log-probs"
         raise InputError(f"--lm_eval does not go with --loss {name}: {why}", USAGE)
-
-
-def give_up(directory: RunDirectory | None, reason: str, exit_code: int) -> int:
-    """Record why the run ends, and print it in one line, once."""
-    if directory:
-        directory.fail(reason, exit_code)
-    if os.environ.get("RANK", "0") == "0":
-        print(f"train.py: {reason}", file=sys.stderr)
-    return exit_code

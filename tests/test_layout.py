@@ -20,8 +20,14 @@ data/ piqa selection shards cards folders locations sources records prompts __in
 losses/ base sampling_config advantages logprobs LOSSES __init__
 models/ locate checkpoint pad load save forward inference layout __init__
 rollout/ state rewards sample answers score reward_model experience steps __init__
-runtime/ state config files directory launch cli metrics optimizer report curves run
+runtime/ state config files directory launch cli metrics optimizer
+runtime/process/ signals peers __init__
+runtime/guards/ outputs numbers memory best __init__
+runtime/ report curves
+runtime/checkpoints/ store content identity saver __init__
+runtime/ run
 runtime/sources/ base heldout lm_harness reference rows rewards prompts __init__
+runtime/session/ finish session __init__
 runtime/ __init__
 """
 PACKAGES = ("data", "losses", "models", "rollout", "runtime")

@@ -16,7 +16,8 @@ from typing import Any, NamedTuple, Protocol
 from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from data.trees import Layout, TreeBatch
+from data.splits import StepRows
+from data.trees import Layout
 from rollout.state import RolloutState
 from runtime.state import TrainState
 
@@ -48,6 +49,10 @@ class Plan(Protocol):
     def summary(self) -> list[str]:
         """Lines for the user before any weight is loaded."""
 
+    @property
+    def identity(self) -> dict[str, str]:
+        """Hashes of what a run that goes on must be given again: data, models."""
+
     def preview(self) -> str:
         """Examples, as the model will see them."""
 
@@ -66,6 +71,10 @@ class Models(Protocol):
     @property
     def saved(self) -> PreTrainedModel:
         """The part of it that final/ will hold."""
+
+    @property
+    def beside(self) -> Mapping[str, PreTrainedModel]:
+        """More models to save, by the names of their folders: PPO's critic."""
 
     @property
     def layout(self) -> Layout:
@@ -87,8 +96,8 @@ class Models(Protocol):
 
 
 class Feed(Protocol):
-    def steps(self, start: int) -> Iterator[list[TreeBatch]]:
-        """This rank's micro-batches of every optimizer step after the first `start`."""
+    def steps(self, start: int) -> Iterator[StepRows]:
+        """The rows of every optimizer step after the first `start`."""
 
     def after_step(self, metrics: dict[str, float]) -> dict[str, float]:
         """More metrics of the step just made, for its line in the log."""

@@ -16,7 +16,8 @@ from data.batches import total_steps
 from data.errors import USAGE, InputError
 from data.prompts import encode_prompts, load_prompts
 from data.records import check_skipped, skipped_note
-from data.trees import Layout, TreeBatch
+from data.splits import StepRows
+from data.trees import Layout
 from losses.base import Loss, Metric
 from losses.ppo import PPOConfig
 from models.checkpoint import check_room
@@ -35,6 +36,7 @@ from rollout.sample import stop_ids
 from rollout.score import Reward
 from rollout.state import RolloutState
 from rollout.steps import leave_early, rollout_steps
+from runtime.checkpoints.identity import model_files, rows_hash
 from runtime.config import Run
 from runtime.metrics import Totals
 from runtime.sources.base import Evaluation
@@ -96,6 +98,17 @@ class PromptPlan:
             lines.append(f"prompt {number}: {len(prompt.tokens)} tokens")
             lines.append(f"    {self.tokenizer.decode(prompt.tokens)!r}")
         return "\n".join(lines)
+
+    @property
+    def identity(self) -> dict[str, str]:
+        prompts = [*self.train, *self.heldout]
+        reward = self.reward_model
+        return {
+            "data": rows_hash(prompts),
+            "model": model_files(self.run.train.model),
+            "ref_model": model_files(self.ppo.ref_model),
+            "reward": model_files(reward[0] if reward else None),
+        }
 
     def initial_rollout_state(self) -> RolloutState:
         return RolloutState(kl_coef=self.ppo.kl_coef)
@@ -166,6 +179,10 @@ class PromptModels:
     description: str
 
     @property
+    def beside(self) -> Mapping[str, PreTrainedModel]:
+        return {"critic": self.trained.critic}
+
+    @property
     def learning_rates(self) -> Mapping[str, float]:
         rate = self.plan.ppo.critic_learning_rate
         return {} if rate is None else {"critic.": rate}
@@ -204,7 +221,7 @@ class PromptFeed:
     rollouts: Rollouts
     state: RolloutState  # the run's own: steps change it
 
-    def steps(self, start: int) -> Iterator[list[TreeBatch]]:
+    def steps(self, start: int) -> Iterator[StepRows]:
         """From where the rollout state stands, which must be that after `start` steps."""
         return rollout_steps(
             self.rollouts,

@@ -14,12 +14,12 @@ from accelerate import Accelerator
 from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from data.batches import micro_batches, step_rows, total_steps
+from data.batches import step_rows, total_steps
 from data.encode import Row, encode_records
 from data.piqa import piqa_rows
 from data.records import check_skipped, load_data
-from data.splits import Split
-from data.trees import Layout, TreeBatch
+from data.splits import Split, StepRows
+from data.trees import Layout
 from losses.base import Loss
 from models.checkpoint import check_positions
 from models.layout import choose_layout
@@ -31,6 +31,7 @@ from models.load import (
     load_tokenizer,
     parameters,
 )
+from runtime.checkpoints.identity import model_files, rows_hash
 from runtime.config import Run, TrainConfig
 from runtime.sources.base import Evaluation
 from runtime.sources.heldout import evaluate_rows
@@ -57,6 +58,13 @@ class RowPlan:
 
     def preview(self) -> str:
         return show_examples(self.train.rows, self.tokenizer)
+
+    @property
+    def identity(self) -> dict[str, str]:
+        rows = (row for split in (self.train, self.heldout) for row in split.rows)
+        hashes = {"data": rows_hash(replace(row, where="") for row in rows)}
+        hashes["model"] = model_files(self.run.train.model)
+        return hashes | {"ref_model": model_files(getattr(self.run.loss, "ref_model", None))}
 
     def initial_rollout_state(self) -> None:
         return None
@@ -89,6 +97,7 @@ class RowModels:
     layout: Layout
     description: str
     learning_rates: Mapping[str, float] = field(default_factory=dict)
+    beside: Mapping[str, PreTrainedModel] = field(default_factory=dict)
 
     def feed(self, trained: nn.Module, state: TrainState, directory: Path) -> RowFeed:
         plan = self.plan
@@ -115,18 +124,12 @@ class RowFeed:
     train: Split
     heldout: Split
 
-    def steps(self, start: int) -> Iterator[list[TreeBatch]]:
-        config, accelerator, lengths = (
-            self.plan.run.train,
-            self.plan.accelerator,
-            self.train.lengths,
-        )
+    def steps(self, start: int) -> Iterator[StepRows]:
+        config, accelerator = self.plan.run.train, self.plan.accelerator
+        ranks, rank = accelerator.num_processes, accelerator.process_index
         for step in range(start + 1, self.plan.steps + 1):
-            rows = step_rows(step, len(lengths), config.batch_size, config.seed)
-            parts = micro_batches(
-                [lengths[i] for i in rows], accelerator.num_processes, config.max_tokens
-            )[accelerator.process_index]
-            yield [self.train.batch([rows[p] for p in part], accelerator.device) for part in parts]
+            rows = step_rows(step, len(self.train.rows), config.batch_size, config.seed)
+            yield StepRows(self.train, rows, ranks, rank)
 
     def after_step(self, metrics: dict[str, float]) -> dict[str, float]:
         return {}
