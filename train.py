@@ -42,8 +42,8 @@ from losses import LOSSES
 from losses.base import Loss
 from runtime.config import Args, Run, TrainConfig
 from runtime.directory import RunDirectory
+from runtime.guards.finite import clip_gradient, count_skipped, jumped, not_finite
 from runtime.guards.memory import with_less
-from runtime.guards.numbers import clip_gradient, count_skipped, jumped, not_finite
 from runtime.guards.outputs import say
 from runtime.metrics import Totals, step_means, with_means
 from runtime.optimizer import make_optimizer
@@ -190,7 +190,7 @@ def update(
     """Clip the gradient and take the step, unless a number is not finite; the gradient's norm.
 
     Raises:
-        InputError: too many steps were left out; see runtime/guards/numbers.py.
+        InputError: too many steps were left out; see runtime/guards/finite.py.
     """
     accelerator.unscale_gradients()
     grad_norm, wrong = clip_gradient(trained.named_parameters(), config.max_grad_norm or math.inf)

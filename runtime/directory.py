@@ -227,7 +227,8 @@ class RunDirectory:
         for name in names:
             path = self.path / name
             parents = [p for p in path.parents if self.path in p.parents]
-            if ".." in Path(name).parts or any(p.is_symlink() for p in parents):
+            outside = self.path not in path.parents or ".." in Path(name).parts
+            if outside or any(p.is_symlink() for p in parents):
                 continue
             folders |= set(parents)
             if path.is_symlink() or path.is_file():

@@ -72,3 +72,8 @@ def with_means(batch: TreeBatch, means: Mapping[str, float]) -> TreeBatch:
     shape, device = (batch.num_sequences,), batch.mask.device
     options: dict[str, Any] = {"dtype": accumulation_dtype(device), "device": device}
     return batch.with_columns({k: torch.full(shape, x, **options) for k, x in means.items()})
+
+
+def ratio_variance(metrics: Mapping[str, float]) -> float:
+    """Variance of the ratio over all tokens of a step, from the moments about 1 that add up."""
+    return max(metrics["val/ratio_minus_1_squared"] - (metrics["val/ratio"] - 1) ** 2, 0.0)

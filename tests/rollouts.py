@@ -134,7 +134,8 @@ def train(config=SMALL, *, steps=None, rate=0.02, batch_size=4, prompts=12, seed
     more = dict(batch_size=batch_size, steps=steps, seed=seed, state=run.state)
     rollout_steps_module.rollout = recorded
     try:
-        for batches in rollout_steps(made, prompts_of(prompts), **more):
+        for rows in rollout_steps(made, prompts_of(prompts), **more):
+            batches = rows.batches(made.max_tokens, accelerator.device)
             units, metrics = optimizer_step(accelerator, wrapped, LOSS, config, batches)
             gradient = flat_grad(module)
             optimizer.step()

@@ -16,17 +16,17 @@ from runtime.files import read_json
 NOW = r"20\d\d-\d\d-\d\dT\d\d:\d\d:\d\d[+-]\d{4}"
 
 
-class Saved:
-    """A model or a tokenizer, to the run directory."""
+def model(*names, fails=False):
+    """What writes a model's files into a folder."""
 
-    def __init__(self, name, fails=False):
-        self.name, self.fails = name, fails
-
-    def save_pretrained(self, folder):
-        folder.mkdir(exist_ok=True)
-        (folder / self.name).write_text("saved", "utf-8")
-        if self.fails:
+    def write(folder):
+        for name in names:
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            (folder / name).write_text("saved", "utf-8")
+        if fails:
             raise OSError("No space left on device")
+
+    return write
 
 
 def names(folder):
@@ -51,41 +51,43 @@ def refusal(path, **options):
 SUMMARY = {"loss": "dpo", "model": "pocket", "data": "rows.jsonl", "after": {"loss": 0.5}}
 
 
-def finish(run, model=None, drawn=None):
-    drawn = [] if drawn is None else drawn
-
-    def save(folder):
-        for part in (model or Saved("model"), Saved("tokenizer")):
-            part.save_pretrained(folder)
-
-    run.finish(SUMMARY, save, card="card — é", draw=lambda *arguments: drawn.append(arguments))
+def finish(run):
+    run.save("final", model("model", "tokenizer"))
+    run.finish(SUMMARY)
 
 
 def earlier_run(path):
-    """What a finished run left."""
+    """What a finished run left, and what its user put beside it."""
     run = take(path)
     run.begin({"number": 1})
     run.log({"step": 1})
     run.log_samples(1, [{"prompt": "a"}])
+    run.own("curves.png")
+    (path / "curves.png").write_bytes(b"")
     finish(run)
     run.close()
-    (path / "curves.png").write_bytes(b"")
     (path / "final.partial").mkdir()
     (path / "notes.txt").write_text("the user's own", "utf-8")
+    (path / "final" / "notes.txt").write_text("the user's own", "utf-8")
+
+
+def contents(folder):
+    return {f: f.read_bytes() for f in folder.rglob("*") if f.is_file()}
 
 
 def test_the_files_of_a_run_from_its_beginning_to_its_end(tmp_path, ascii_locale):
-    path, drawn = tmp_path / "a" / "out", []
+    path = tmp_path / "a" / "out"
     run = take(path)
     assert run.path == path and run.writes
-    assert names(path) == ["run.lock", "status.json"]
+    assert names(path) == ["run.json", "run.lock", "status.json"]
     waiting = status(path)
     assert waiting.pop("state") == "waiting" and waiting.keys() == {"pid", "host", "started", "at"}
     assert (waiting["pid"], waiting["host"]) == (os.getpid(), socket.gethostname())
     assert re.fullmatch(NOW, waiting["started"]) and re.fullmatch(NOW, waiting["at"])
 
     run.begin({"train": {"seed": 3}})
-    assert names(path) == ["config.json", "metrics.jsonl", "run.lock", "status.json"]
+    begun = ["config.json", "metrics.jsonl", "run.json", "run.lock", "status.json"]
+    assert names(path) == begun
     assert read_json(path / "config.json") == {"train": {"seed": 3}}
     assert (path / "metrics.jsonl").read_bytes() == b""
     assert status(path)["state"] == "running"
@@ -109,13 +111,12 @@ def test_the_files_of_a_run_from_its_beginning_to_its_end(tmp_path, ascii_locale
         '{"step": 4, "prompt": "c"}',
     ]
 
-    finish(run, drawn=drawn)
-    assert names(path / "final") == ["README.md", "model", "tokenizer"]
-    assert (path / "final" / "README.md").read_bytes() == "card — é".encode()
+    finish(run)
+    assert names(path / "final") == ["model", "tokenizer"]
     assert not (path / "final.partial").exists()
     assert read_json(path / "summary.json") == SUMMARY
-    picture = (path / "metrics.jsonl", path / "curves.png", "dpo, pocket, rows.jsonl")
-    assert drawn == [picture]
+    listed = {"final/model", "final/tokenizer", "metrics.jsonl", "samples.jsonl", "summary.json"}
+    assert listed <= set(read_json(path / "run.json")["files"])
     ended = status(path)
     assert (ended["state"], ended["exit_code"], ended["pid"]) == ("finished", 0, os.getpid())
     assert ended["started"] == waiting["started"]
@@ -167,43 +168,114 @@ def test_a_directory_that_cannot_be_made_is_refused(tmp_path):
         assert re.fullmatch(f"{path}: (File exists|Not a directory); see .*", refusal(path))
 
 
-@pytest.mark.parametrize("state", ["finished", "unfinished"])
-def test_an_earlier_run_is_kept(tmp_path, state):
+def test_a_finished_run_is_kept(tmp_path):
     earlier_run(tmp_path)
-    if state == "unfinished":
-        (tmp_path / "status.json").unlink()
-    before = {f: f.read_bytes() for f in tmp_path.rglob("*") if f.is_file()}
+    before = contents(tmp_path)
     for _ in range(2):  # the refusal lets go of the lock
-        text = refusal(tmp_path)
-        assert text.startswith(f"{tmp_path} holds a run already ({state}); give --output_dir")
-    assert {f: f.read_bytes() for f in tmp_path.rglob("*") if f.is_file()} == before
+        assert refusal(tmp_path).startswith(f"{tmp_path} holds a finished run; give --output_dir")
+    assert contents(tmp_path) == before
 
 
-def test_a_run_that_wrote_no_step_is_no_earlier_run(tmp_path):
+def test_a_run_that_did_not_finish_is_gone_on_with(tmp_path):
+    first = take(tmp_path)
+    assert not first.unfinished
+    first.begin({"number": 1})
+    first.log({"step": 1})
+    sizes = first.log_sizes()
+    first.log({"step": 2})
+    first.log_samples(2, [{"prompt": "a"}])
+    assert sizes == {"metrics.jsonl": 12}
+    first.fail("no power", 1)
+
     run = take(tmp_path)
+    assert run.unfinished and run.earlier == "failed: no power"
+    run.fail("a flag is wrong", 2)  # before it began: that is not the run's end
+    assert status(tmp_path)["reason"] == "no power"
+    run = take(tmp_path)
+    assert run.has(sizes) and not run.has({"metrics.jsonl": 25}) and not run.has({"x": 0})
+    run.resume({"number": 2}, sizes)
+    assert (tmp_path / "metrics.jsonl").read_text("utf-8") == '{"step": 1}\n'
+    assert (tmp_path / "samples.jsonl").read_bytes() == b""
+    assert read_json(tmp_path / "config.json") == {"number": 2}
+    run.log({"step": 2})
+    assert (tmp_path / "metrics.jsonl").read_text("utf-8") == '{"step": 1}\n{"step": 2}\n'
+    run.close()
+    assert take(tmp_path).earlier == f"process {os.getpid()} ended without a word"
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+@pytest.mark.parametrize("name", ["config.json", "final/model.safetensors", "metrics.jsonl", "x"])
+def test_a_folder_that_no_run_made_is_never_written_to(tmp_path, name, overwrite):
+    """A model's own folder has a config.json, somebody else's a final/."""
+    (tmp_path / name).parent.mkdir(exist_ok=True)
+    (tmp_path / name).write_text("{}", "utf-8")
+    before = contents(tmp_path)
+    text = refusal(tmp_path, overwrite=overwrite)
+    first = name.split("/")[0]
+    assert text.startswith(f"{tmp_path} is no run directory and has files ({first}); give")
+    assert contents(tmp_path) == before and names(tmp_path) == [first]
+    (tmp_path / "run.json").write_text('{"made_by": "something else"}', "utf-8")
+    assert "is no run directory" in refusal(tmp_path, overwrite=overwrite)
+
+
+def test_links_are_not_followed(tmp_path):
+    """Laid in a run's directory, they would have files elsewhere removed or written."""
+    path, elsewhere = tmp_path / "out", tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    for name in ("model", "log", "status", "partial"):
+        (elsewhere / name).write_text("the user's own", "utf-8")
+    before = contents(elsewhere)
+    earlier_run(path)
+    for name in ("model", "tokenizer", "notes.txt"):
+        (path / "final" / name).unlink()
+    (path / "final").rmdir()
+    (path / "final").symlink_to(elsewhere)
+    (path / "metrics.jsonl").unlink()
+    (path / "metrics.jsonl").symlink_to(elsewhere / "log")
+    (path / "status.json").unlink()
+    (path / "status.json").symlink_to(elsewhere / "status")
+    (path / "config.json.partial").symlink_to(elsewhere / "partial")
+    run = take(path, overwrite=True)
+    run.begin({})
+    (path / "metrics.jsonl").unlink()
+    (path / "metrics.jsonl").symlink_to(elsewhere / "log")
+    run.log({"step": 1})
+    assert not (path / "metrics.jsonl").is_symlink()
+    assert contents(elsewhere) == before
+    run.close()
+
+
+def test_a_list_that_points_elsewhere_removes_nothing_there(tmp_path):
+    earlier_run(tmp_path / "out")
+    (tmp_path / "mine").write_text("the user's own", "utf-8")
+    marker = read_json(tmp_path / "out" / "run.json")
+    marker["files"] += ["../mine", str(tmp_path / "mine"), "final/../../mine"]
+    (tmp_path / "out" / "run.json").write_text(json.dumps(marker), "utf-8")
+    run = take(tmp_path / "out", overwrite=True)
     run.begin({})
     run.close()
-    take(tmp_path).close()
+    assert (tmp_path / "mine").exists()
 
 
 def test_an_earlier_run_is_replaced_only_when_the_new_one_begins(tmp_path):
     earlier_run(tmp_path)
-    before = {f: f.read_bytes() for f in tmp_path.rglob("*") if f.is_file()}
+    before = contents(tmp_path)
     run = take(tmp_path, overwrite=True)
-    assert {f: f.read_bytes() for f in tmp_path.rglob("*") if f.is_file()} == before
+    assert contents(tmp_path) == before and not run.unfinished
     run.fail("a damaged model", 65)  # and not when it ends before
-    assert {f: f.read_bytes() for f in tmp_path.rglob("*") if f.is_file()} == before
+    assert contents(tmp_path) == before
 
     run = take(tmp_path, overwrite=True)
     run.begin({"number": 2})
-    kept = ["config.json", "metrics.jsonl", "notes.txt", "run.lock", "status.json"]
-    assert names(tmp_path) == kept
+    kept = ["config.json", "final", "metrics.jsonl", "notes.txt", "run.json", "run.lock"]
+    assert names(tmp_path) == [*kept, "status.json"]
+    assert names(tmp_path / "final") == ["notes.txt"]  # the user's own stays
     assert read_json(tmp_path / "config.json") == {"number": 2}
     assert (tmp_path / "metrics.jsonl").read_bytes() == b""
     assert status(tmp_path)["state"] == "running"
     run.log({"step": 1})
-    run.fail("interrupted", 75)
-    assert status(tmp_path)["state"] == "failed"
+    run.fail("interrupted", 75, "stopped")
+    assert status(tmp_path)["state"] == "stopped"
 
 
 @pytest.mark.parametrize("begun", [False, True])
@@ -214,7 +286,6 @@ def test_a_failure_is_recorded_and_the_lock_is_free(tmp_path, begun):
     run.fail("the reason", 76)
     found = status(tmp_path)
     assert (found["state"], found["reason"], found["exit_code"]) == ("failed", "the reason", 76)
-    assert not begun or run._metrics.closed
     take(tmp_path).close()
 
 
@@ -235,10 +306,27 @@ def test_a_model_half_saved_is_not_called_final(tmp_path):
     run = take(tmp_path)
     run.begin({})
     with pytest.raises(OSError, match="No space"):
-        finish(run, model=Saved("model", fails=True))
-    assert not (tmp_path / "final").exists() and (tmp_path / "final.partial" / "model").exists()
-    assert status(tmp_path)["state"] == "running" and not (tmp_path / "summary.json").exists()
+        run.save("final", model("model", fails=True))
+    assert not list(tmp_path.glob("final*")) and status(tmp_path)["state"] == "running"
+    run.save("best", model("old", "both"))
+    with pytest.raises(OSError, match="No space"):
+        run.save("best", model("new", fails=True))
+    assert names(tmp_path / "best") == ["both", "old"]  # the last one that was whole
+    run.save("best", model("new", "both"))
+    assert names(tmp_path / "best") == ["both", "new"]
+    (tmp_path / "best" / "notes.txt").write_text("the user's own", "utf-8")
+    run.save("best", model("newer"))
+    assert names(tmp_path / "best") == ["newer", "notes.txt"]
     run.close()
+
+
+def test_after_its_end_a_run_is_not_called_failed(tmp_path):
+    """Whatever goes wrong once final/ and summary.json are there."""
+    run = take(tmp_path)
+    run.begin({})
+    finish(run)
+    run.fail("a picture could not be drawn", 1)
+    assert status(tmp_path)["state"] == "finished"
 
 
 def test_texts_in_samples_are_read_back_as_they_were(tmp_path, ascii_locale):

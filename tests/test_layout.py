@@ -22,7 +22,7 @@ models/ locate checkpoint pad load save forward inference layout __init__
 rollout/ state rewards sample answers score reward_model experience steps __init__
 runtime/ state config files directory launch cli metrics optimizer
 runtime/process/ signals peers __init__
-runtime/guards/ outputs numbers memory best __init__
+runtime/guards/ outputs finite memory best __init__
 runtime/ report curves
 runtime/checkpoints/ store content identity saver __init__
 runtime/ run

@@ -14,8 +14,8 @@ from data.encode import Row
 from data.trees import pack
 from losses.ppo import LOSS, PPOConfig, step
 from models.forward import ActorCriticOutput, Policy
+from runtime.metrics import ratio_variance
 from runtime.optimizer import make_optimizer
-from runtime.sources.prompts import ratio_variance
 
 
 def told(ratios, lengths, *, config=None, values=None, entropies=None):

@@ -206,7 +206,8 @@ def test_a_rank_without_a_row_in_a_step_gets_a_stand_in(monkeypatch):
         monkeypatch.setattr("rollout.steps.rollout", lambda *_, made=experience: made)
         made = replace(make_rollouts(replace(SMALL, rollout_size=2)), accelerator=accelerator)
         options = dict(batch_size=1, steps=4, seed=0, state=RolloutState(kl_coef=0.0))
-        batches = [b for bs in rollout_steps(made, prompts_of(2), **options) for b in bs]
+        steps, device = rollout_steps(made, prompts_of(2), **options), accelerator.device
+        batches = [batch for rows in steps for batch in rows.batches(made.max_tokens, device)]
         assert {batch.mask.device.type for batch in batches} == {"meta"}  # the rank's device
         dummies = [batch.dummy for batch in batches]
         for epoch in (dummies[:2], dummies[2:]):

@@ -83,7 +83,7 @@ def test_config_and_status_say_how_it_was_made_and_how_it_ended(out):
     assert (status["state"], status["exit_code"]) == ("finished", 0)
     left = {file.name for file in out.iterdir()} - {"reference.safetensors"}
     assert left == {"config.json", "status.json", "metrics.jsonl", "summary.json", "curves.png",
-                    "run.lock", "final"}  # fmt: skip
+                    "run.json", "run.lock", "final"}  # fmt: skip
 
 
 def test_the_curves_are_a_picture(out):

@@ -13,7 +13,8 @@ from accelerate.utils import LoggerType
 from data.errors import USAGE, InputError
 from runtime import launch
 from runtime.config import TrainConfig
-from runtime.launch import check_launch, die_with_launcher, make_accelerator, start_trackers
+from runtime.guards.outputs import Trackers
+from runtime.launch import check_launch, die_with_launcher, make_accelerator
 
 LAUNCHERS = (
     *("ACCELERATE_MIXED_PRECISION", "WORLD_SIZE", "MASTER_PORT"),
@@ -138,28 +139,61 @@ def test_trackers_start_with_the_flags_that_have_a_value():
     """TensorBoard takes no None."""
     started = []
     accelerator = SimpleNamespace(init_trackers=lambda *given: started.append(given))
-    start_trackers(accelerator, TrainConfig(loss="sft"))
+    Trackers(accelerator, TrainConfig(loss="sft")).start()
     assert started == []
-    start_trackers(accelerator, TrainConfig(loss="sft", report_to="tensorboard"))
+    Trackers(accelerator, TrainConfig(loss="sft", report_to="tensorboard")).start()
     ((project, values),) = started
     assert project == "alignment-losses"
     assert values["report_to"] == "tensorboard" and values["eval_every"] == 0
     assert "eval_data" not in values
 
 
+@pytest.mark.parametrize("broken", ["init_trackers", "log", "end_training"])
+def test_a_tracker_that_fails_is_said_once_and_ends_no_run(capsys, broken):
+    calls = []
+
+    def call(name):
+        calls.append(name)
+        if name == broken:
+            raise ConnectionError("no route")
+
+    names = ("init_trackers", "log", "end_training")
+    accelerator = SimpleNamespace(**{n: lambda *_, n=n, **__: call(n) for n in names})
+    trackers = Trackers(accelerator, TrainConfig(loss="sft", report_to="wandb"))
+    trackers.start()
+    trackers.log({"loss": 1.0}, 1)
+    trackers.log({"loss": 1.0}, 2)
+    trackers.end()
+    assert (
+        calls
+        == {
+            "init_trackers": ["init_trackers"],
+            "log": ["init_trackers", "log"],
+            "end_training": ["init_trackers", "log", "log", "end_training"],
+        }[broken]
+    )
+    out, err = capsys.readouterr()
+    assert out == "" and err.count("failed, and the run goes on: no route") == 1
+
+
 @pytest.mark.parametrize(
-    "platform, launched, asks",
-    [("linux", True, True), ("linux", False, False), ("darwin", True, False)],
+    "platform, launcher, asks",
+    [
+        ("linux", "ACCELERATE_MIXED_PRECISION", True),
+        ("linux", "TORCHELASTIC_RUN_ID", True),
+        ("linux", None, False),
+        ("darwin", "ACCELERATE_MIXED_PRECISION", False),
+    ],
 )
 def test_under_a_launcher_linux_is_asked_for_a_signal_at_its_death(
-    monkeypatch, platform, launched, asks
+    monkeypatch, platform, launcher, asks
 ):
     calls = []
     library = SimpleNamespace(prctl=lambda *given: calls.append(given))
     monkeypatch.setattr(ctypes, "CDLL", lambda name: library if name is None else None)
     monkeypatch.setattr(sys, "platform", platform)
-    if launched:
-        monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "no")
+    if launcher:
+        monkeypatch.setenv(launcher, "no")
     die_with_launcher()
     assert calls == ([(1, signal.SIGTERM)] if asks else [])
 

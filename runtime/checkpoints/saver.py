@@ -15,6 +15,7 @@ import torch
 from safetensors import SafetensorError
 from torch import nn
 
+from data.errors import InputError
 from runtime.checkpoints.content import capture, to_cpu
 from runtime.checkpoints.store import Checkpoint, Damaged, Store
 from runtime.directory import RunDirectory
@@ -76,7 +77,11 @@ class Saver:
         """Around an update: weights, state and logs change together or the run is not saved."""
         with self._lock, SIGNALLED.held():
             before, self._good = self._good, None
-            yield
+            try:
+                yield
+            except InputError:  # too many steps were skipped: this one changed nothing either
+                self._good = before
+                raise
             # Of steps that changed no weight the first is gone back to, when they end the run.
             skipped = state.bad_steps > 0 and self.scaler is None
             self._good = before if skipped else self._noted(state)
@@ -135,7 +140,7 @@ class Saver:
             try:
                 with contextlib.suppress(OSError, SafetensorError):
                     self.join()
-                if self._good is not None and self._good.step > self.saved:
+                if self._good is not None and self._good.step > max(self.saved, 0):
                     self._write(self._capture(self._good))
                 if self.saved >= 0:
                     return f"saved after step {self.saved}; the same command goes on from there"

@@ -29,7 +29,7 @@ def finish(
     state: TrainState,
 ) -> None:
     """Save the model; with the summary the run is finished, and what comes after can only warn."""
-    check_finite(state.heldout, f"after step {state.step}")
+    check_finite(state.heldout, f"after step {state.step}; try a lower --learning_rate")
     accelerator.wait_for_everyone()
     summary = summarize(run, accelerator, state, plan.data)
     for name, model in models.beside.items():

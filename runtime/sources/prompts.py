@@ -38,7 +38,7 @@ from rollout.state import RolloutState
 from rollout.steps import leave_early, rollout_steps
 from runtime.checkpoints.identity import model_files, rows_hash
 from runtime.config import Run
-from runtime.metrics import Totals
+from runtime.metrics import Totals, ratio_variance
 from runtime.sources.base import Evaluation
 from runtime.sources.heldout import evaluate_prompts
 from runtime.sources.rewards import RewardPlan, plan_reward
@@ -297,8 +297,3 @@ def plan_prompts(run: Run, loss: Loss, accelerator: Accelerator) -> PromptPlan:
     return PromptPlan(
         run, accelerator, tokenizer, train, heldout, source == "pocket", reward, steps, data
     )
-
-
-def ratio_variance(metrics: Mapping[str, float]) -> float:
-    """Variance of the ratio over all tokens of a step, from the moments about 1 that add up."""
-    return max(metrics["val/ratio_minus_1_squared"] - (metrics["val/ratio"] - 1) ** 2, 0.0)
