@@ -1,138 +1,108 @@
-"""train(): what it asks of plan, models, feed, optimizer, directory and trackers, in which order.
+"""train(): what it asks of plan, models, feed and optimizer, in which order, and what it logs.
 
-All of these are stand-ins that write down what they were asked; a clock moves only where they say.
+Plan, models and feed are stand-ins that write down what they were asked; directory, checkpoints and
+Accelerator are real. A clock moves only where the stand-ins say.
 """
 
+import json
 from types import SimpleNamespace
 
 import pytest
 import torch
+from accelerate import Accelerator
+from tolerances import LOOSE
 
 import train
 from losses import LOSSES
 from runtime.config import Run, TrainConfig
+from runtime.directory import RunDirectory
+from runtime.guards import outputs
+from runtime.process.signals import SIGNALLED, Interrupted
+from runtime.session import finish as finish_module
+from runtime.session import session as session_module
 from runtime.sources.base import Evaluation
-from runtime.state import TrainState
-
-RUN_FILES = "final/ (the model), metrics.jsonl, summary.json, curves.png"
-
-
-class Ranks:
-    """What train() uses of an Accelerator, as the first of two ranks that have the same numbers."""
-
-    device, num_processes, is_main_process = torch.device("cpu"), 2, True
-
-    def __init__(self, seen):
-        self.seen = seen
-
-    def print(self, *lines, sep=" "):
-        self.seen.append(("print", sep.join(lines)))
-
-    def prepare(self, module, optimizer):
-        return ("prepared", module), optimizer
-
-    def log(self, values, step):
-        self.seen.append(("log", dict(values), step))
-
-    def reduce(self, tensor, how):
-        assert how == "sum" and tensor.device == self.device
-        return 2 * tensor
-
-    def wait_for_everyone(self):
-        self.seen.append("wait")
-
-    def end_training(self):
-        self.seen.append("end_training")
 
 
 class Stage:
     """A run whose plan has 5 steps of 4 rows; how many of them the feed has is for the test."""
 
-    def __init__(self, monkeypatch, steps, *, loss="sft", **flags):
-        self.seen, self.now, self.fed, self.monkeypatch = [], 1000.0, steps, monkeypatch
+    def __init__(self, monkeypatch, path, steps=5, *, loss="sft", **flags):
+        self.seen, self.now, self.fed, self.path = [], 1000.0, steps, path
         config = TrainConfig(
             **{"loss": loss, "batch_size": 4, "learning_rate": 0.5, "warmup": 0} | flags
         )
         self.run = Run(config, LOSSES[loss].config(), {"beta": "command line"})
-        self.accelerator, self.optimizer = Ranks(self.seen), SimpleNamespace()
-        self.optimizer.param_groups = [{"initial_lr": 0.5}, {"initial_lr": 0.25}]
+        self.accelerator, self.module = Accelerator(cpu=True), torch.nn.Linear(2, 1)
+        self.evaluations = iter(range(100))
+        clock = SimpleNamespace(perf_counter=lambda: self.now)
         replaced = {
-            "set_seed": lambda seed: self.note("seed", seed),
-            "plan_rows": lambda *given: self.plan("rows", *given),
-            "plan_prompts": lambda *given: self.plan("prompts", *given),
-            "settings": lambda run, n: f"{n} processes of {run.train.loss}",
-            "make_optimizer": self.make_optimizer,
-            "check_start": lambda *given: self.note("check_start", *given),
-            "check_finite": lambda *given: self.note("check_finite", *given),
-            "start_trackers": lambda *given: self.note("trackers", *given),
-            "Progress": self.progress,
-            "optimizer_step": self.optimizer_step,
-            "update": self.update,
-            "versions": lambda: {"torch": "2"},
-            "command": lambda: "python train.py",
-            "peak_memory": lambda device: {"cpu": 77}[device.type],
-            "model_card": lambda *given: ("card", *given),
-            "table": lambda summary: f"table of {summary['steps']} steps",
-            "time": SimpleNamespace(perf_counter=lambda: self.now),
-            "final_of": self.final,
+            (train, "set_seed"): lambda seed: self.note("seed", seed),
+            (train, "plan_rows"): lambda *given: self.plan("rows", *given),
+            (train, "plan_prompts"): lambda *given: self.plan("prompts", *given),
+            (train, "optimizer_step"): self.optimizer_step,
+            (train, "update"): self.update,
+            (session_module, "check_start"): lambda *given: self.note("check_start", *given),
+            (session_module, "time"): clock,
+            (session_module, "final_of"): self.final_of,
+            (finish_module, "final_of"): self.final_of,
+            (finish_module, "draw_curves"): lambda *given: self.note("draw", *given),
         }
-        for name, stand_in in replaced.items():
-            monkeypatch.setattr(train, name, stand_in)
-        self.directory = SimpleNamespace(
-            path="the/path",
-            begin=lambda config: self.note("begin", config),
-            log=lambda record: self.note("line", dict(record)),
-            log_samples=lambda step, samples: self.note("samples", step, samples),
-            finish=self.finish,
-        )
+        for (module, name), stand_in in replaced.items():
+            monkeypatch.setattr(module, name, stand_in)
 
     def note(self, *what):
         self.seen.append(what)
 
     def go(self):
-        train.train(self.run, self.accelerator, self.directory)
+        directory = RunDirectory(self.path, overwrite=False)
+        try:
+            train.train(self.run, self.accelerator, directory)
+        finally:
+            directory.close()
+            SIGNALLED.close()
         return self.seen
+
+    def lines(self):
+        return [json.loads(line) for line in (self.path / "metrics.jsonl").open()]
 
     # --- plan, models, feed
 
     def plan(self, kind, run, loss, accelerator):
         assert (run, loss) == (self.run, LOSSES[self.run.train.loss])
-        assert accelerator is self.accelerator
         self.note("plan", kind)
-        self.now += 1
         return SimpleNamespace(
             summary=["one line", "another"],
             preview=lambda: "two examples",
-            initial_rollout_state=lambda: "rollout state",
+            initial_rollout_state=lambda: None,
             load=self.load,
             steps=5,
             data="48 rows",
+            identity={"data": "a hash"},
             tokenizer="tokenizer",
             end_tokens={7},
         )
 
-    def final(self, *given):
-        assert given == ("saved part", self.run.train.model, "tokenizer", {7}, "auto")
-        return SimpleNamespace(save="saves it", description="the model")
+    def final_of(self, model, name, *rest):
+        def save(folder):
+            folder.mkdir()
+            (folder / "weights").write_text(f"{model} after {self.seen.count(('update',))}")
+
+        return SimpleNamespace(save=save, description="the model")
 
     def load(self):
-        self.seen.append("load")
-        self.now += 10
+        self.note("load")
         return SimpleNamespace(
-            trained="module",
+            trained=self.module,
             saved="saved part",
+            beside={"critic": "the critic"},
             layout="tree",
             description="a small model",
-            learning_rates={"critic.": 0.25},
+            learning_rates={"weight": 0.25},
             feed=self.feed,
         )
 
-    def make_optimizer(self, module, rate, decay, *, learning_rates):
-        self.note("optimizer", module, rate, decay, learning_rates)
-        return self.optimizer
-
     def feed(self, trained, state, directory):
-        self.note("feed", trained, directory, state.rollout)
+        assert directory == self.path
         self.state = state
         return SimpleNamespace(
             evaluate=self.evaluate,
@@ -143,41 +113,40 @@ class Stage:
 
     def evaluate(self):
         self.now += 100
-        step = self.state.step
-        return Evaluation({"loss": 10.0 - step}, [{"sample after": step}])
-
-    def steps(self, start):
-        assert start == 0
-        batch, dummy = (SimpleNamespace(num_tokens=n, dummy=d) for n, d in ((7, False), (9, True)))
-        for _ in range(self.fed):
-            self.now += 2
-            yield [batch, batch, dummy]
-
-    def optimizer_step(self, accelerator, trained, loss, config, batches):
-        assert accelerator is self.accelerator and len(batches) == 3
-        assert trained == ("prepared", "module")
-        assert (loss, config) == (LOSSES[self.run.train.loss], self.run.loss)
-        self.now += 3
-        return {"tokens": 28}, {"loss": 1 / self.state.step}
-
-    def update(self, accelerator, trained, optimizer, loss, state, config):
-        assert (accelerator, trained) == (self.accelerator, ("prepared", "module"))
-        assert (optimizer, state, config) == (self.optimizer, self.state, self.run.train)
-        self.note("update", loss, [group["lr"] for group in optimizer.param_groups])
-        return 0.125
-
-    # --- what is left behind
-
-    def progress(self, steps, loss, *, enabled):
-        self.note("progress", steps, loss, enabled)
-        return SimpleNamespace(
-            show=lambda step, record: self.note("show", step, dict(record)),
-            close=lambda: self.note("close"),
+        self.note("evaluate", self.state.step)
+        return Evaluation(
+            {"loss": 10.0 - self.state.step, "worse": float(self.state.step)},
+            [{"sample after": self.state.step}],
         )
 
-    def finish(self, summary, save, *, card, draw):
-        assert draw is train.draw_curves
-        self.note("finish", dict(summary), save, card)
+    def steps(self, start):
+        batch, dummy = (SimpleNamespace(num_tokens=n, dummy=d) for n, d in ((7, False), (9, True)))
+        for step in range(start + 1, self.fed + 1):
+            self.now += 2
+            self.note("step", step)
+            yield SimpleNamespace(batches=lambda most, device: [batch, batch, dummy])
+
+    def optimizer_step(self, accelerator, trained, loss, config, batches):
+        assert len(batches) == 3 and (loss, config) == (LOSSES[loss.name], self.run.loss)
+        self.now += 3
+        return {"tokens": 28}, {"loss": 1 / (self.state.step + 1)}
+
+    def update(self, accelerator, trained, optimizer, metrics, state, config, rows):
+        assert (state, config) == (self.state, self.run.train)
+        self.seen.append(("update",))
+        self.rates = [group["lr"] for group in optimizer.param_groups]
+        return 0.125
+
+
+@pytest.fixture
+def stage(monkeypatch, tmp_path):
+    made = []
+
+    def make(*given, **flags):
+        made.append(Stage(monkeypatch, tmp_path / "out", *given, **flags))
+        return made[-1]
+
+    return make
 
 
 def line(step, seconds):
@@ -194,154 +163,158 @@ def line(step, seconds):
     }
 
 
-def test_a_whole_run_in_order(monkeypatch):
-    """Five steps, evaluated after the second, the fourth and the last."""
-    stage = Stage(monkeypatch, 5, seed=3, eval_every=2, weight_decay=0.1, max_steps=5)
-    seen, run, accelerator = stage.go(), stage.run, stage.accelerator
-    expected = [
-        ("seed", 3),
-        ("plan", "rows"),
-        ("print", "one line\nanother\n2 processes of sft"),
-        "load",
-        ("print", "model: a small model"),
-        ("optimizer", "module", 0.5, 0.1, {"critic.": 0.25}),
-        ("feed", ("prepared", "module"), "the/path", "rollout state"),
-        ("check_start", {"loss": 10.0}, {}, run.train),
-        ("begin", begun(run)),
-        ("trackers", accelerator, run.train),
-        ("line", {"step": 0, "eval/loss": 10.0}),
-        ("samples", 0, [{"sample after": 0}]),
-        ("progress", 5, "sft", True),
-    ]
-    seconds = 1 + 10 + 100
+def held_out(step):
+    return {"step": step, "eval/loss": 10.0 - step, "eval/worse": float(step)}
+
+
+def test_a_whole_run_in_order(stage, capsys):
+    """Five steps, evaluated before the first, after the second, the fourth and the last."""
+    s = stage(seed=3, eval_every=2, weight_decay=0.1, max_steps=5)
+    seen = s.go()
+    expected = [("seed", 3), ("plan", "rows"), ("load",), ("evaluate", 0)]
+    before = {"loss": 10.0, "worse": 0.0}
+    expected.append(("check_start", before, {}, s.run.train))
+    lines, seconds = [held_out(0)], 100
     for step in range(1, 6):
         seconds += 5  # two for the batches, three for the gradient
-        record = line(step, seconds)
-        rates = [peak * (6 - step) / 5 for peak in (0.5, 0.25)]
-        expected += [
-            ("update", 1 / step, pytest.approx(rates)),
-            ("line", pytest.approx(dict(record))),
-        ]
-        expected += [("log", pytest.approx(dict(record)), step)]
+        expected += [("step", step), ("seed", 3 + step - 1), ("update",)]
+        lines.append(line(step, seconds))
         if step in (2, 4, 5):
             seconds += 100
-            found = {"eval/loss": 10.0 - step}
-            expected += [("line", {"step": step} | found)]
-            expected += [("samples", step, [{"sample after": step}]), ("log", found, step)]
-            record |= found
-        expected += [("show", step, pytest.approx(dict(record)))]
-    summary = {
+            expected.append(("evaluate", step))
+            lines.append(held_out(step))
+    title = "sft, pocket, 48 rows"
+    expected.append(("draw", s.path / "metrics.jsonl", s.path / "curves.png", title))
+    assert seen == expected
+    assert s.lines() == [pytest.approx(one, rel=LOOSE * 1e-16) for one in lines]
+    assert [list(one) for one in s.lines()] == [list(one) for one in lines]
+    assert s.rates == pytest.approx([0.25 / 5, 0.5 / 5])  # each group by its own peak
+
+    summary = json.loads((s.path / "summary.json").read_text())
+    versions = summary.pop("versions")
+    assert summary.pop("peak_memory_bytes") > 0 and "torch" in versions
+    assert summary == {
         "loss": "sft",
         "model": "pocket",
-        "before": {"loss": 10.0},
-        "after": {"loss": 5.0},
+        "before": before,
+        "after": {"loss": 5.0, "worse": 5.0},
         "steps": 5,
+        "skipped_steps": 0,
         "rows": 20,
         "unit": "rows",
-        "tokens": 2 * 5 * 14,
+        "tokens": 5 * 14,
         "rows_per_second": 20 / 25,
-        "peak_memory_bytes": 77,
         "data": "48 rows",
-        "versions": {"torch": "2"},
-        "seconds": seconds,
+        "seconds": pytest.approx(100 + 25 + 200),  # the last lap ends with the last step
     }
-    expected += [
-        ("close",),
-        ("check_finite", {"loss": 5.0}, "after step 5; try a lower --learning_rate"),
-        "wait",
-        ("finish", summary, "saves it", ("card", "sft", "pocket", summary)),
-        "end_training",
-        ("print", "table of 5 steps"),
-        ("print", f"the/path: {RUN_FILES}"),
-    ]
-    for mine, theirs in zip(seen, expected, strict=True):
-        assert mine == theirs
-    made = [what for what in seen if what[0] == "finish"][0]
-    assert list(made[1]) == list(summary)
-    assert list(next(what for what in seen if what[0] == "log")[1]) == list(line(1, 0))
+    assert (s.path / "final" / "weights").read_text() == "saved part after 5"
+    assert (s.path / "critic" / "weights").read_text() == "the critic after 5"
+    config = json.loads((s.path / "config.json").read_text())
+    assert config["train"]["seed"] == 3 and config["identity"] == {"data": "a hash"}
+    assert (config["steps"], config["processes"], config["data"]) == (5, 1, "48 rows")
+    samples = [json.loads(one) for one in (s.path / "samples.jsonl").open()]
+    assert [one["step"] for one in samples] == [0, 2, 4, 5]
+    assert json.loads((s.path / "status.json").read_text())["state"] == "finished"
+    out = capsys.readouterr().out.splitlines()
+    assert out[:2] == ["one line", "another"] and "model: a small model" in out
+    assert out[-1].endswith("final/ (the model), metrics.jsonl, summary.json, curves.png")
 
 
-def begun(run):
-    return {
-        "command": "python train.py",
-        "train": vars(run.train),
-        "loss": vars(run.loss),
-        "origin": {"beta": "command line"},
-        "data": "48 rows",
-        "steps": 5,
-        "model": "a small model",
-        "layout": "tree",
-        "processes": 2,
-        "versions": {"torch": "2"},
-    }
+def evaluated(seen):
+    return [what[1] for what in seen if what[0] == "evaluate"]
 
 
-def test_without_eval_every_only_before_and_after(monkeypatch):
-    seen = Stage(monkeypatch, 5).go()
-    assert [what[1] for what in seen if what[0] == "samples"] == [0, 5]
+def test_without_eval_every_only_before_and_after(stage):
+    assert evaluated(stage().go()) == [0, 5]
 
 
-def test_fewer_steps_than_planned_end_in_an_evaluation_of_their_own(monkeypatch):
+@pytest.mark.parametrize("fed, expected", [(3, [0, 2, 3]), (2, [0, 2])])
+def test_fewer_steps_than_planned_end_in_an_evaluation_of_their_own(stage, fed, expected):
     """PPO's --target_kl. What stood after the last one is not evaluated twice."""
-    seen = Stage(monkeypatch, 3, eval_every=2).go()
-    assert [what[1] for what in seen if what[0] == "samples"] == [0, 2, 3]
-    assert ("log", {"eval/loss": 7.0}, 3) in seen
-    assert seen.index(("log", {"eval/loss": 7.0}, 3)) > seen.index(("close",))
-    seen = Stage(monkeypatch, 2, eval_every=2).go()
-    assert [what[1] for what in seen if what[0] == "samples"] == [0, 2]
+    assert evaluated(stage(fed, eval_every=2).go()) == expected
 
 
-def test_a_dry_run_ends_with_the_preview(monkeypatch):
-    seen = Stage(monkeypatch, 5, dry_run=True).go()
-    assert seen[-2:] == [
-        ("print", "one line\nanother\n2 processes of sft"),
-        ("print", "two examples"),
-    ]
-    assert "load" not in seen
+def test_a_dry_run_ends_with_the_preview(stage, capsys):
+    seen = stage(dry_run=True).go()
+    assert ("load",) not in seen and capsys.readouterr().out.endswith("two examples\n")
 
 
 @pytest.mark.parametrize("loss, kind", [("sft", "rows"), ("dpo", "rows"), ("ppo", "prompts")])
-def test_a_loss_with_rollouts_takes_prompts(monkeypatch, loss, kind):
-    stage = Stage(monkeypatch, 5, loss=loss)
-    seen = stage.go()
+def test_a_loss_with_rollouts_takes_prompts(stage, loss, kind):
+    s = stage(loss=loss)
+    seen = s.go()
     assert ("plan", kind) in seen
-    expected = LOSSES[loss].expected_initial_metrics(stage.run.loss)
-    assert ("check_start", {"loss": 10.0}, expected, stage.run.train) in seen
-    (summary,) = (what[1] for what in seen if what[0] == "finish")
+    (checked,) = (what for what in seen if what[0] == "check_start")
+    assert checked[2] == LOSSES[loss].expected_initial_metrics(s.run.loss)
+    summary = json.loads((s.path / "summary.json").read_text())
     assert summary["unit"] == ("pairs" if loss == "dpo" else "rows")
 
 
-def test_only_the_first_rank_shows_progress(monkeypatch):
-    stage = Stage(monkeypatch, 5)
-    stage.accelerator.is_main_process = False
-    assert ("progress", 5, "sft", False) in stage.go()
+def test_only_the_first_rank_prints(monkeypatch, capsys):
+    outputs.say("a line")
+    monkeypatch.setenv("RANK", "1")
+    outputs.say("another")
+    outputs.say("an error", error=True)
+    assert capsys.readouterr() == ("a line\n", "")
 
 
-# ---------------------------------------------------------------- the rest
+# ---------------------------------------------------------------- ends before the end
 
 
-def test_an_evaluation_is_remembered_with_its_step():
-    lines = []
-    directory = SimpleNamespace(log=lines.append, log_samples=lambda *given: lines.append(given))
-    state = TrainState(step=3)
-    found = train.record_evaluation(state, directory, Evaluation({"a": 1.0}, ["b"]))
-    assert found == {"eval/a": 1.0}
-    assert lines == [{"step": 3, "eval/a": 1.0}, (3, ["b"])]
-    assert (state.evaluated, state.heldout) == (3, {"a": 1.0})
+@pytest.mark.parametrize("at", [1, 3])
+def test_a_signal_ends_the_run_between_two_steps_and_it_goes_on_there(stage, capsys, at):
+    s = stage(eval_every=2)
+    real = s.update
+
+    def update(*given):
+        if len(s.seen) and s.state.step == at:
+            SIGNALLED.requested = "SIGTERM"
+        return real(*given)
+
+    train.update = update  # the fixture's monkeypatch brings the real one back
+    directory = RunDirectory(s.path, overwrite=False)
+    with pytest.raises(Interrupted):
+        train.train(s.run, s.accelerator, directory)
+    SIGNALLED.close()
+    # The signal came within step `at`, after the ranks had met: the next step is the last.
+    last = at + 1
+    assert directory.rescue() == f"saved after step {last}; the same command goes on from there"
+    directory.fail("stopped by SIGTERM", 75, "stopped")
+
+    again = stage(eval_every=2)
+    seen = again.go()
+    assert [what[1] for what in seen if what[0] == "step"] == list(range(last + 1, 6))
+    # an evaluation that was due after the step is made up for
+    assert evaluated(seen) == [step for step in (2, 4, 5) if step >= last]
+    found = [(one["step"], "loss" in one) for one in again.lines()]
+    assert found == [
+        *((0, False), (1, True), (2, True), (2, False)),
+        *((3, True), (4, True), (4, False), (5, True), (5, False)),
+    ]
+    assert f"goes on after step {last} of 5 (stopped: stopped by SIGTERM)" in (
+        capsys.readouterr().out
+    )
 
 
-def test_tokens_are_counted_where_the_ranks_meet(monkeypatch):
-    """On the device whose collectives add them up."""
-    monkeypatch.setattr(train, "peak_memory", lambda device: device.type)
+def test_the_best_model_is_kept_and_patience_ends_the_run(stage, capsys):
+    """`worse` grows: the first evaluation is the lowest, but higher is better."""
+    s = stage(eval_every=1, keep_best="worse")
+    s.go()
+    assert (s.path / "best" / "weights").read_text() == "saved part after 5"
+    assert json.loads((s.path / "summary.json").read_text())["best"] == {"worse": 5.0, "step": 5}
 
-    def reduce(tensor, how):
-        assert (tensor.device.type, how) == ("meta", "sum")
-        return torch.tensor(12)
 
-    accelerator = SimpleNamespace(device=torch.device("meta"), reduce=reduce)
-    run = Run(TrainConfig(loss="sft"), LOSSES["sft"].config(), {})
-    summary = train.summarize(run, accelerator, TrainState(step=1, seconds=1.0), {}, "data")
-    assert (summary["tokens"], summary["peak_memory_bytes"]) == (12, "meta")
+def test_patience_counts_evaluations_that_were_not_better(stage, monkeypatch, capsys):
+    s = stage(eval_every=1, keep_best="kl", patience=2)
+    found = iter([3.0, 2.0, 2.0, 4.0, 1.0])  # the lower the better; a tie is not better
+    monkeypatch.setattr(s, "evaluate", lambda: Evaluation({"kl": next(found)}, []))
+    s.go()
+    assert [one["step"] for one in s.lines() if "loss" in one] == [1, 2, 3]
+    assert (s.path / "best" / "weights").read_text() == "saved part after 1"
+    assert (s.path / "final" / "weights").read_text() == "saved part after 3"
+    assert "stopped after step 3: kl has not been better than 2.0 (step 1) for 2 evaluations" in (
+        capsys.readouterr().out
+    )
 
 
 def test_main_launches_train(monkeypatch):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from functools import cached_property
 from typing import Any
 
@@ -47,7 +47,6 @@ class Session:
     optimizer: torch.optim.Optimizer
     feed: Feed
     state: TrainState
-    began: float = field(default_factory=time.perf_counter)
 
     def __post_init__(self) -> None:
         config, plan = self.run.train, self.plan
@@ -68,6 +67,7 @@ class Session:
         self.progress = Progress(
             plan.steps, self.loss.name, enabled=self.accelerator.is_main_process
         )
+        self.began = time.perf_counter()
         self._lap = self.began  # since the last step ended, evaluations left out
         self._tokens, self._stop = 0, False
 
