@@ -22,7 +22,7 @@ import tyro
 import yaml
 
 from data.errors import NO_INPUT, USAGE, InputError
-from runtime.config import Args, TrainConfig
+from runtime.config import Args, TrainConfig, args_of_run
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -135,6 +135,10 @@ def parse_args(argv: Sequence[str]) -> Args:
     """
     given = list(argv)
     _refuse_repeats(_names(given))
+    if (folder := _peek(given, "export")) is not None:
+        if len(given) > 1 + ("--export" in given):
+            raise InputError("--export RUN takes no other flag: they are in config.json", USAGE)
+        return args_of_run(Path(folder))
     from_file = _read_config(_peek(given, "config"))
     loss = _peek(given, "loss") or from_file.get("loss")
     names = list(loss_files())

@@ -13,8 +13,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from data.errors import USAGE, InputError
+from data.errors import NO_INPUT, USAGE, InputError
 from data.options import ReadOptions, read_options
+from runtime.files import read_json
 
 # Flags that name what a run reads; those of the losses' own.
 READ_FLAGS = ("model", "data", "eval_data", "chat_template", "config")
@@ -217,6 +218,24 @@ def resolve(
     except ValueError as error:
         raise InputError(str(error), USAGE) from error
     return Run(replace(config, **shared), loss, origin | args.origin)
+
+
+def args_of_run(folder: Path) -> Args:
+    """The command line that a run was started with, to export its newest checkpoint.
+
+    Raises:
+        InputError: there is no run, or another version of this program made it.
+    """
+    made = read_json(folder / "config.json")
+    if not isinstance(made.get("train"), dict) or not isinstance(made.get("loss"), dict):
+        raise InputError(f"--export {folder}: no run directory (no config.json of a run)", NO_INPUT)
+    given = made["train"] | {"output_dir": str(folder), "export": str(folder), "config": None}
+    try:
+        # As on the run's own command line: nothing is left to the defaults of today.
+        config = TrainConfig(**given | {"overwrite": False, "resume": False, "dry_run": False})
+    except (TypeError, ValueError) as error:
+        raise InputError(f"--export {folder}: config.json: {error}", USAGE) from error
+    return Args(config, made["loss"], made.get("origin", {}))
 
 
 def check_paths(run: Run) -> None:

@@ -93,9 +93,10 @@ def _train(folder, flags, cwd, env, before, draw):
     sys.argv = ["train.py", *flags]
     import train
     from runtime.cli import parse_or_exit
+    from runtime.session import finish
 
     if not draw:
-        train.draw_curves = lambda *_: None
+        finish.draw_curves = lambda *_: None
     if before is not None:
         before()
     sys.exit(train.main(parse_or_exit(flags)))

@@ -20,7 +20,7 @@ data/ piqa selection shards cards folders locations sources records prompts __in
 losses/ base sampling_config advantages logprobs LOSSES __init__
 models/ locate checkpoint pad load save forward inference layout __init__
 rollout/ state rewards sample answers score reward_model experience steps __init__
-runtime/ state config files directory launch cli metrics optimizer
+runtime/ state files config directory launch cli metrics optimizer
 runtime/process/ signals peers __init__
 runtime/guards/ outputs finite memory best __init__
 runtime/ report curves
