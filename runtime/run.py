@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -50,7 +51,8 @@ def launch(train: Callable[[Run, Accelerator, RunDirectory], None], args: Args) 
             partial(give_up, directory),
         )
         train(run, accelerator, directory)
-        directory.rescue = None  # it holds the DDP module too
+        directory.rescue = None  # it holds the DDP module too, and so do frames in cycles
+        gc.collect()
         del accelerator, group  # in this order: the accelerator owns the DDP module
     except BaseException as error:
         SIGNALLED.enter("ending")

@@ -2,8 +2,8 @@
 
     python tests/interruptions.py benchmarks/results/interruptions.json
 
-A run is forked from a process that has made its imports (tests/runs.py), told at which call of which
-function to die, and killed there with SIGKILL by itself. Nothing in the product knows of this.
+A run is forked from a process that has made its imports (tests/runs.py), told at which call of
+which function to die, and killed there with SIGKILL by itself. Nothing in the product knows of it.
 """
 
 import json

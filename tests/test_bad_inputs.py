@@ -10,6 +10,7 @@ from runs import BASE, copy_base, no_model, pocket_rows, random_llama, run, writ
 from small_tokenizers import gpt2
 
 from data import errors
+from runtime.files import read_json
 
 PIQA = {"goal": "g", "sol1": "one", "sol2": "two"}
 
@@ -85,7 +86,7 @@ def test_bad_data_is_named_by_file_and_line_before_the_model_is_loaded(tmp_path,
     done = start(out, "--data", data, before=no_model)
     assert done.code == errors.BAD_DATA and f"{data}/{message}" in done.line
     assert status(out) | {"state": "failed", "exit_code": 65, "reason": done.line} == status(out)
-    assert sorted(f.name for f in out.iterdir()) == ["run.lock", "status.json"]
+    assert sorted(f.name for f in out.iterdir()) == ["run.json", "run.lock", "status.json"]
 
 
 @pytest.mark.parametrize("flags, code, message", [
@@ -219,8 +220,7 @@ def test_an_earlier_run_is_kept_until_overwrite_is_given(finished, good):
     done = start(finished, "--data", good, before=no_model)
     assert done.code == errors.CANNOT_CREATE
     assert done.line.endswith(
-        "holds a run already (finished); give --output_dir another directory,"
-        " or --overwrite to replace it"
+        "holds a finished run; give --output_dir another directory, or --overwrite to replace it"
     )
     assert contents(finished) == kept
 
@@ -245,9 +245,16 @@ def test_a_bad_model_under_overwrite_loses_nothing(finished, good, tmp_path):
 
 def test_overwrite_replaces_the_earlier_run(finished, good, tmp_path):
     out = shutil.copytree(finished, tmp_path / "out")
-    (out / "final" / "old.txt").write_text("old")
+    (out / "final" / "old.txt").write_text("the user's own")
+    made = list((out / "final").glob("*.safetensors"))[0]
+    made.rename(out / "final" / "part-2.safetensors")  # of a model in several files
+    marker = read_json(out / "run.json")
+    marker["files"].append("final/part-2.safetensors")
+    (out / "run.json").write_text(json.dumps(marker))
     assert start(out, "--data", good, "--overwrite").code == 0
-    assert status(out)["state"] == "finished" and not (out / "final" / "old.txt").exists()
+    assert status(out)["state"] == "finished"
+    assert (out / "final" / "old.txt").exists() and made.exists()
+    assert not (out / "final" / "part-2.safetensors").exists()
     assert json.loads((out / "summary.json").read_text())["loss"] == "dpo"
 
 
@@ -258,6 +265,7 @@ def test_a_directory_in_use_is_refused_and_free_after_the_run(tmp_path, good):
     out.mkdir()
     state = {"state": "running", "pid": 123, "host": "here", "started": "now"}
     (out / "status.json").write_text(json.dumps(state))
+    (out / "run.json").write_text(json.dumps({"made_by": "alignment-losses", "files": []}))
     with FileLock(out / "run.lock"):
         done = start(out, "--data", good, "--overwrite", before=no_model)
     assert done.code == errors.CANNOT_CREATE
@@ -297,4 +305,5 @@ def test_an_error_of_ours_shows_where_and_is_recorded(tmp_path, good):
     done = start(tmp_path / "out", "--data", good, before=broken_step)
     assert done.code == 1 and "Traceback" in done.err
     recorded = status(tmp_path / "out")
-    assert recorded["state"] == "failed" and recorded["reason"] == "RuntimeError: out of luck"
+    assert recorded["state"] == "failed"
+    assert recorded["reason"].startswith("RuntimeError: out of luck; nothing is saved")

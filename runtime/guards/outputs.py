@@ -64,5 +64,8 @@ class Trackers:
             self.on = warned("a tracker", lambda: self.accelerator.log(values, step=step))
 
     def end(self) -> None:
-        if self.on:
-            warned("a tracker", self.accelerator.end_training)
+        """Close them; with the last one the process group is destroyed."""
+        for tracker in self.accelerator.trackers if self.on else ():
+            warned("a tracker", tracker.finish)
+        self.accelerator.trackers = []
+        self.accelerator.end_training()
