@@ -276,22 +276,20 @@ def test_a_signal_ends_the_run_between_two_steps_and_it_goes_on_there(stage, cap
     with pytest.raises(Interrupted):
         train.train(s.run, s.accelerator, directory)
     SIGNALLED.close()
-    # The signal came within step `at`, after the ranks had met: the next step is the last.
-    last = at + 1
-    assert directory.rescue() == f"saved after step {last}; the same command goes on from there"
+    assert directory.rescue() == f"saved after step {at}; the same command goes on from there"
     directory.fail("stopped by SIGTERM", 75, "stopped")
 
     again = stage(eval_every=2)
     seen = again.go()
-    assert [what[1] for what in seen if what[0] == "step"] == list(range(last + 1, 6))
+    assert [what[1] for what in seen if what[0] == "step"] == list(range(at + 1, 6))
     # an evaluation that was due after the step is made up for
-    assert evaluated(seen) == [step for step in (2, 4, 5) if step >= last]
+    assert evaluated(seen) == [step for step in (2, 4, 5) if step >= at]
     found = [(one["step"], "loss" in one) for one in again.lines()]
     assert found == [
         *((0, False), (1, True), (2, True), (2, False)),
         *((3, True), (4, True), (4, False), (5, True), (5, False)),
     ]
-    assert f"goes on after step {last} of 5 (stopped: stopped by SIGTERM)" in (
+    assert f"goes on after step {at} of 5 (stopped: stopped by SIGTERM)" in (
         capsys.readouterr().out
     )
 

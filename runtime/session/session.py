@@ -174,7 +174,8 @@ class Session:
         ends = self._settle()  # what was due when the run was interrupted
         for rows in self.feed.steps(start=self.state.step) if not ends else ():
             yield rows
-            if self._stop:
+            alone = self.accelerator.num_processes == 1  # or the ranks have to agree: `meet`
+            if self._stop or (alone and SIGNALLED.requested):
                 raise Interrupted
             if self._settle():
                 break
