@@ -1,5 +1,5 @@
 # CONTRIBUTING.md's commands by name; tests/test_project_files.py holds the two equal.
-.PHONY: help install format lint types test slow templates ci mutation figures links
+.PHONY: help install format lint types test slow interruptions templates ci mutation figures links
 
 help:
 	@grep '# make ' CONTRIBUTING.md
@@ -22,6 +22,9 @@ test:
 
 slow:
 	python -m pytest -m slow
+
+interruptions:
+	python tests/interruptions.py benchmarks/results/interruptions.json
 
 templates:
 	ALIGNMENT_CASES=50000 python -m pytest tests/test_templates.py

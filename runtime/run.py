@@ -11,7 +11,7 @@ import torch
 from accelerate import Accelerator
 from safetensors import SafetensorError
 
-from data.errors import INTERRUPTED, IO_ERROR, NO_MEMORY, NOT_FINITE, USAGE, InputError
+from data.errors import INTERRUPTED, IO_ERROR, LOST, NO_MEMORY, NOT_FINITE, USAGE, InputError
 from data.pocket import DEFAULTS
 from losses import LOSSES
 from runtime.config import Args, Run, check_paths, resolve
@@ -98,7 +98,8 @@ def give_up(
 ) -> int:
     """Save what can be saved, record why the run ends, and print it in one line, once."""
     reason = failure.reason
-    if failure.rank != PEERS.rank and failure.rank != 0:
+    of_all = failure.exit_code in (LOST, INTERRUPTED)
+    if failure.rank not in (PEERS.rank, 0) and not of_all:
         reason = f"process {failure.rank}: {reason}"
     if directory is not None:
         if directory.rescue is not None and directory.writes:

@@ -31,7 +31,11 @@ def data(tmp_path_factory):
     "how, code, told",
     [
         ("killed", errors.LOST, "process 1 of 2 (counted from 0) ended without a word: killed"),
-        ("stands still", errors.LOST, "process 1 of 2 (counted from 0) has not answered for 5 s"),
+        pytest.param(
+            *("stands still", errors.LOST),
+            "process 1 of 2 (counted from 0) has not answered for 5 s",
+            marks=pytest.mark.slow,
+        ),
         ("fails", 1, "process 1: ValueError: this reward wants no more"),
     ],
 )
@@ -96,7 +100,7 @@ def stopped_at_2():
     stopped_at(2)
 
 
-@pytest.mark.parametrize("loss", ["dpo", "ppo"])
+@pytest.mark.parametrize("loss", ["dpo", pytest.param("ppo", marks=pytest.mark.slow)])
 def test_a_run_goes_on_with_another_number_of_processes(data, tmp_path, loss):
     """One process for two steps, two for two, one to the end: the same run in float64."""
     source = ("--data", data) if loss == "dpo" else ("--rollout_size", 16, "--ppo_epochs", 2)
@@ -117,6 +121,7 @@ def test_a_run_goes_on_with_another_number_of_processes(data, tmp_path, loss):
         torch.testing.assert_close(pairs[1][name], expected, rtol=100 * TIGHT, atol=100 * TIGHT)
 
 
+@pytest.mark.slow
 def test_two_ranks_go_on_to_the_same_bits(data, tmp_path):
     flags = (*FLAGS, "--data", data, "--save_every", 2)
     whole, out = tmp_path / "whole", tmp_path / "out"

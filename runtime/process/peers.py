@@ -56,6 +56,7 @@ class Peers:
         if ranks == 1 or "MASTER_ADDR" not in os.environ:
             return
         self._store = self._connect()
+        self._set(self._store, f"beat/{self.rank}", "0")
         threading.Thread(target=self._watch, args=(self._connect(),), daemon=True).start()
 
     def leave(self) -> None:
