@@ -82,11 +82,21 @@ def die(module, name, when, number):
     setattr(owner, last, counted)
 
 
+def prepare(point, number):
+    """Few samples an evaluation: they are most of the time of a small run."""
+    from runtime.sources import heldout
+
+    heldout.HELDOUT_SAMPLES = 8
+    if point is not None:
+        die(*(POINTS | OF_PPO)[point], number)
+
+
 def start(loss, data, out, point=None, number=0):
-    where = None if point is None else partial(die, *(POINTS | OF_PPO)[point], number)
     source = ("--data", data) if loss != "ppo" else ()
     flags = (*FLAGS["all"], *FLAGS["ppo" if loss == "ppo" else "rows"])
-    return run("--loss", loss, *source, "--output_dir", out, *flags, before=where)
+    return run(
+        "--loss", loss, *source, "--output_dir", out, *flags, before=partial(prepare, point, number)
+    )
 
 
 def newest(out):

@@ -252,6 +252,7 @@ class Session:
         state = self.state
         if state.evaluated < state.step:  # fewer steps than planned: PPO's --target_kl
             self.trackers.log(self._record(self.feed.evaluate()), state.step)
+        self.saver.join()  # what is called finished has its last checkpoint
         finish(
             self.run, self.accelerator, self.directory, self.plan, self.models, self.final, state
         )
