@@ -134,6 +134,9 @@ def parse_args(argv: Sequence[str]) -> Args:
         SystemExit: after `--help`.
     """
     given = list(argv)
+    if wrong := [word for word in given if re.search("[\ud800-\udfff]", word)]:
+        reason = "not UTF-8; rename it, or set PYTHONUTF8=1"
+        raise InputError(f"{ascii(wrong[0])}: {reason}", USAGE)
     _refuse_repeats(_names(given))
     if (folder := _peek(given, "export")) is not None:
         if len(given) > 1 + ("--export" in given):

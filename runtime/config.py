@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -117,6 +117,12 @@ class TrainConfig:
     """Check everything, show two examples with the trained tokens marked and the steps; stop."""
 
     def __post_init__(self) -> None:
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if isinstance(value, str) and not value.strip():
+                raise ValueError(f"--{field.name} is empty; leave it out, or give a value")
+            if isinstance(value, str) and "\0" in value:
+                raise ValueError(f"--{field.name} {value!r}: no name has a NUL in it")
         positive = ("max_steps", "epochs", "batch_size", "max_tokens", "learning_rate")
         for name in positive:
             value = getattr(self, name)

@@ -357,3 +357,22 @@ def test_field_08_help_offers_no_precision_that_is_refused(capsys):
         parse("--loss dpo --help")
     shown = capsys.readouterr().out
     assert "--dtype {float32,float64}" in shown and "--mixed_precision {no,bf16,fp16}" in shown
+
+
+@pytest.mark.parametrize("flag", ["--data", "--output_dir", "--model", "--eval_data", "--columns"])
+@pytest.mark.parametrize("value", ["", " ", "a\0b"])
+def test_an_empty_value_is_refused(flag, value):
+    """A shell variable that is not set: the run would go to the present directory, or read it."""
+    with pytest.raises(InputError, match=f"^{flag} (is empty|.* NUL)") as error:
+        parse_args(["--loss", "sft", flag, value])
+    assert error.value.exit_code == errors.USAGE
+
+
+def test_a_name_that_is_no_utf_8_is_refused():
+    """Libraries in Rust cannot open it, after all the work."""
+    with pytest.raises(InputError, match="not UTF-8; rename it, or set PYTHONUTF8=1") as error:
+        parse_args(
+            ["--loss", "sft", "--output_dir", b"runs/\xe9".decode("utf-8", "surrogateescape")]
+        )
+    assert error.value.exit_code == errors.USAGE
+    assert str(error.value).isascii()
