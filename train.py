@@ -49,6 +49,7 @@ from runtime.metrics import Totals, step_means, with_means
 from runtime.optimizer import make_optimizer
 from runtime.report import settings
 from runtime.run import launch
+from runtime.session.preflight import check_warmup, preflight
 from runtime.session.session import Session
 from runtime.sources.base import Plan
 from runtime.sources.prompts import plan_prompts
@@ -122,9 +123,10 @@ def train(run: Run, accelerator: Accelerator, directory: RunDirectory) -> None:
     # ---- plan: a bad row ends the run here, before any weight is loaded
     make_plan = plan_prompts if "rollouts" in loss.needs(run.loss) else plan_rows
     plan: Plan = make_plan(run, loss, accelerator)
+    check_warmup(run, plan.steps)
     say(*plan.summary, settings(run, accelerator.num_processes))
     if config.dry_run:
-        say(plan.preview())
+        say(plan.preview(), *preflight(run))
         return
 
     # ---- load: the models, the optimizer, and what gives the batches

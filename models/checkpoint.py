@@ -213,12 +213,7 @@ def files_dtype(name: str) -> torch.dtype | None:
     only after its weights are loaded, or they are fetched for this.
     """
     where = locate(name)
-    sizes: Counter[str] = Counter()
-    for file in _weight_files(where):
-        with safe_open(file, framework="pt") as weights:
-            for key in weights.keys():
-                part = weights.get_slice(key)
-                sizes[part.get_dtype()] += torch.Size(part.get_shape()).numel()
+    sizes = files_numbers(where)
     names = {"F64": torch.float64, "F32": torch.float32, "BF16": torch.bfloat16}
     names["F16"] = torch.float16
     for written, _ in sizes.most_common():
@@ -228,6 +223,17 @@ def files_dtype(name: str) -> torch.dtype | None:
     said = str(raw.get("dtype") or raw.get("torch_dtype")).removeprefix("torch.")
     dtype = getattr(torch, said, None)
     return dtype if dtype in names.values() else None
+
+
+def files_numbers(where: str) -> Counter[str]:
+    """How many numbers of each dtype the headers of a model's safetensors files have."""
+    sizes: Counter[str] = Counter()
+    for file in _weight_files(where):
+        with safe_open(file, framework="pt") as weights:
+            for key in weights.keys():
+                part = weights.get_slice(key)
+                sizes[part.get_dtype()] += torch.Size(part.get_shape()).numel()
+    return sizes
 
 
 def _weight_files(where: str) -> list[str]:

@@ -62,7 +62,7 @@ class RunDirectory:
             return
         try:
             path.mkdir(parents=True, exist_ok=True)
-            self._refuse_what_is_not_a_runs()
+            refuse_foreign(path)
             self._lock = FileLock(path / "run.lock", mode=0o644)
             self._lock.acquire(timeout=0)
         except Timeout:
@@ -78,14 +78,11 @@ class RunDirectory:
         self._marker = read_json(path / MARKER) or {"made_by": "alignment-losses", "files": []}
         self._earlier = read_json(path / "status.json")
         occupied = (path / "config.json").exists()
-        finished = self._earlier.get("state") == "finished"
-        if occupied and finished and not overwrite:
+        try:
+            refuse_finished(path, overwrite=overwrite)
+        except InputError:
             self._lock.release()
-            raise InputError(
-                f"{path} holds a finished run; give --output_dir another directory,"
-                " or --overwrite to replace it",
-                CANNOT_CREATE,
-            )
+            raise
         self.unfinished = occupied and not overwrite
         self._occupied = occupied
         self._own(MARKER, "run.lock", "status.json")
@@ -195,22 +192,19 @@ class RunDirectory:
                 self._set_status(state, reason=reason, exit_code=exit_code)
         self.close()
 
+    def report_lost(self, reason: str, exit_code: int) -> None:
+        """Record on another rank's behalf that the first rank, which writes here, is gone."""
+        found = read_json(self.path / "status.json")
+        if found.get("state") == "running":
+            with contextlib.suppress(OSError):
+                self._status = {name: found.get(name) for name in self._status}
+                self._set_status("failed", reason=reason, exit_code=exit_code)
+
     def close(self) -> None:
         if self.writes:
             self._lock.release()
 
     # ---- what is ours
-
-    def _refuse_what_is_not_a_runs(self) -> None:
-        """Raise InputError for a folder with files that no run has made."""
-        strange = [p.name for p in self.path.iterdir() if p.name not in ("run.lock", CACHE)]
-        made_by = read_json(self.path / MARKER).get("made_by")
-        if strange and made_by != "alignment-losses":
-            raise InputError(
-                f"{self.path} is no run directory and has files ({sorted(strange)[0]}); give"
-                " --output_dir a new or an empty one",
-                CANNOT_CREATE,
-            )
 
     def _own(self, *names: str) -> None:
         """List files as ours, before they are made."""
@@ -255,6 +249,40 @@ class RunDirectory:
     def _set_status(self, state: str, **more: object) -> None:
         status = {"state": state, **self._status, "at": _now(), **more}
         write_json(self.path / "status.json", status)
+
+
+def check_directory(path: Path, *, overwrite: bool) -> None:
+    """Raise the InputError that a run would end with, and write nothing."""
+    there = next(p for p in (path, *path.absolute().parents) if p.exists())
+    if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
+        reason = "no directory" if not there.is_dir() else "it may not be written to"
+        raise InputError(f"{path}: {there}: {reason}; see --output_dir", CANNOT_CREATE)
+    if path.exists():
+        refuse_foreign(path)
+        refuse_finished(path, overwrite=overwrite)
+
+
+def refuse_foreign(path: Path) -> None:
+    """Raise InputError for a folder with files that no run has made."""
+    strange = [p.name for p in path.iterdir() if p.name not in ("run.lock", CACHE)]
+    made_by = read_json(path / MARKER).get("made_by")
+    if strange and made_by != "alignment-losses":
+        raise InputError(
+            f"{path} is no run directory and has files ({sorted(strange)[0]}); give"
+            " --output_dir a new or an empty one",
+            CANNOT_CREATE,
+        )
+
+
+def refuse_finished(path: Path, *, overwrite: bool) -> None:
+    """Raise InputError for the directory of a finished run, unless it may be replaced."""
+    finished = read_json(path / "status.json").get("state") == "finished"
+    if finished and (path / "config.json").exists() and not overwrite:
+        raise InputError(
+            f"{path} holds a finished run; give --output_dir another directory,"
+            " or --overwrite to replace it",
+            CANNOT_CREATE,
+        )
 
 
 def _now() -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import sys
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -98,14 +99,23 @@ def give_up(
 ) -> int:
     """Save what can be saved, record why the run ends, and print it in one line, once."""
     reason = failure.reason
+    first_lost = failure.exit_code == LOST and failure.rank == 0 != PEERS.rank
     of_all = failure.exit_code in (LOST, INTERRUPTED)
     if failure.rank not in (PEERS.rank, 0) and not of_all:
         reason = f"process {failure.rank}: {reason}"
     if directory is not None:
         if directory.rescue is not None and directory.writes:
             reason += f"; {directory.rescue()}"
-        PEERS.saved() if PEERS.rank == 0 else PEERS.wait_for_saved()
+        if PEERS.rank == 0:
+            PEERS.saved()
+        elif not first_lost:
+            PEERS.wait_for_saved()
         directory.fail(reason, failure.exit_code, "stopped" if interrupted else "failed")
+    if first_lost and PEERS.rank == 1:
+        reason += "; the same command goes on from the newest checkpoint"
+        if directory is not None:  # its own process cannot say it any more
+            directory.report_lost(reason, failure.exit_code)
+        print(f"train.py: {reason}", file=sys.stderr)
     if not silent:
         say(f"train.py: {reason}", error=True)
     return failure.exit_code

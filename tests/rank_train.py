@@ -29,6 +29,7 @@ def fail():
 
 HOW = {
     "killed": lambda: os.kill(os.getpid(), signal.SIGKILL),
+    "first killed": lambda: os.kill(os.getpid(), signal.SIGKILL),
     "stands still": lambda: time.sleep(600),
     "fails": fail,
     "waits": lambda: time.sleep(0.5),
@@ -41,7 +42,8 @@ peers.SILENCE = 5.0
 
 def step_gradient(*given):
     calls.append(1)
-    if how == "waits" or (os.environ["RANK"] == "1" and len(calls) == int(step)):
+    rank = "0" if how == "first killed" else "1"
+    if how == "waits" or (os.environ["RANK"] == rank and len(calls) == int(step)):
         if how == "stands still":  # as one does that was sent SIGSTOP: no thread of it runs
             os.kill(os.getpid(), signal.SIGSTOP)
         HOW[how]()

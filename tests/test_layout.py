@@ -27,7 +27,7 @@ runtime/ report curves
 runtime/checkpoints/ store content identity saver __init__
 runtime/ run
 runtime/sources/ base heldout lm_harness reference rows rewards prompts __init__
-runtime/session/ finish session __init__
+runtime/session/ preflight finish session __init__
 runtime/ __init__
 """
 PACKAGES = ("data", "losses", "models", "rollout", "runtime")

@@ -72,8 +72,10 @@ def test_a_dry_run_shows_the_plan_and_two_examples_and_writes_nothing(tmp_path, 
 
 def test_a_dry_run_leaves_an_earlier_run_alone(plain, data):
     before = {file: file.read_bytes() for file in plain.rglob("*") if file.is_file()}
-    done = run("--loss", "sft", "--dry_run", "--data", data, "--output_dir", plain)
-    assert done.code == 0
+    flags = ("--loss", "sft", "--dry_run", "--data", data, "--output_dir", plain)
+    assert run(*flags, "--overwrite").code == 0
+    done = run(*flags)  # as the run itself would end
+    assert done.code == errors.CANNOT_CREATE and "holds a finished run" in done.line
     assert {file: file.read_bytes() for file in plain.rglob("*") if file.is_file()} == before
 
 

@@ -36,6 +36,11 @@ def data(tmp_path_factory):
             "process 1 of 2 (counted from 0) has not answered for 5 s",
             marks=pytest.mark.slow,
         ),
+        pytest.param(
+            *("first killed", errors.LOST),
+            "process 0 of 2 (counted from 0) ended without a word: killed",
+            marks=pytest.mark.slow,
+        ),
         ("fails", 1, "process 1: ValueError: this reward wants no more"),
     ],
 )
@@ -47,7 +52,10 @@ def test_the_first_cause_is_told_and_the_last_step_is_saved(data, tmp_path, how,
     assert done.returncode != 0 and time.monotonic() - began < 90
     lines = [line for line in done.stderr.splitlines() if line.startswith("train.py: ")]
     assert len(lines) == 1 and lines[0].startswith(f"train.py: {told}"), done.stderr
-    assert lines[0].endswith("saved after step 3; the same command goes on from there")
+    saved = "saved after step 3; the same command goes on from there"
+    if how == "first killed":  # it is the one that saves
+        saved = "the same command goes on from the newest checkpoint"
+    assert lines[0].endswith(f"; {saved}")
     status = read(out, "status.json")
     assert (status["state"], status["exit_code"]) == ("failed", code)
     assert f"train.py: {status['reason']}" == lines[0]

@@ -234,9 +234,11 @@ def test_fewer_steps_than_planned_end_in_an_evaluation_of_their_own(stage, fed, 
     assert evaluated(stage(fed, eval_every=2).go()) == expected
 
 
-def test_a_dry_run_ends_with_the_preview(stage, capsys):
-    seen = stage(dry_run=True).go()
-    assert ("load",) not in seen and capsys.readouterr().out.endswith("two examples\n")
+def test_a_dry_run_ends_with_the_preview(stage, capsys, monkeypatch):
+    s = stage(dry_run=True)
+    monkeypatch.setattr(train, "preflight", lambda run: [f"checked {run is s.run}"])
+    assert ("load",) not in s.go()
+    assert capsys.readouterr().out.endswith("two examples\nchecked True\n")
 
 
 @pytest.mark.parametrize("loss, kind", [("sft", "rows"), ("dpo", "rows"), ("ppo", "prompts")])

@@ -68,7 +68,7 @@ class Peers:
 
     def fail(self, reason: str, exit_code: int) -> Failure:
         """Tell the others why this rank ends; returns the first failure of all ranks."""
-        mine = Failure(self.rank, reason, exit_code)
+        mine = self.failure or Failure(self.rank, reason, exit_code)  # another's, found out here
         if self._store is None:
             return mine
         self._ended.set()
@@ -84,13 +84,15 @@ class Peers:
         before = self._beats(self._store) if self._store is not None else {}
         while self._store is not None and time.monotonic() < stop:
             if found := self._first(self._store):
+                self.failure = found
                 return found
             time.sleep(0.1)
         now = self._beats(self._store) if self._store is not None else {}
         silent = [rank for rank, beat in now.items() if beat == before.get(rank) != "done"]
         for rank in silent:
             if rank != self.rank:
-                return self._lost(rank, "ended without a word: killed, most of the time")
+                self.failure = self._lost(rank, "ended without a word: killed, most of the time")
+                return self.failure
         return None
 
     def saved(self) -> None:

@@ -179,6 +179,10 @@ def plan_rows(run: Run, loss: Loss, accelerator: Accelerator) -> RowPlan:
         f"plan: {steps} optimizer steps of {config.batch_size} rows,"
         f" {steps * config.batch_size / rows:.2f} epochs",
     ]
+    if config.batch_size > rows:
+        summary.append(
+            f"a step of {config.batch_size} rows takes some of the {rows} more than once"
+        )
     data = description[0].removeprefix("data: ")
     return RowPlan(
         run, loss, accelerator, tokenizer, train, heldout, piqa, steps, data, summary, ends
