@@ -12,6 +12,7 @@ import os
 import shutil
 import sys
 import tempfile
+import threading
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -134,6 +135,13 @@ def no_model():
     for module in (rows, prompts):
         for name in ("load_causal_lm", "load_scorer"):
             setattr(module, name, load)
+
+
+def saves_are_done():
+    """In a run: wait for what is written beside the training."""
+    for thread in threading.enumerate():
+        if thread is not threading.current_thread() and not thread.daemon:
+            thread.join()
 
 
 # ---------------------------------------------------------------- what a run left

@@ -7,7 +7,17 @@ import signal
 
 import pytest
 import torch
-from runs import BASE, metrics, pocket_rows, read, run, timeless, weights, write_rows
+from runs import (
+    BASE,
+    metrics,
+    pocket_rows,
+    read,
+    run,
+    saves_are_done,
+    timeless,
+    weights,
+    write_rows,
+)
 
 from data import errors
 from runtime.process.signals import SIGNALS
@@ -296,7 +306,11 @@ def jump_after_70():
 
 
 def killed_at_72():
-    at_step(72, lambda: os.kill(os.getpid(), signal.SIGKILL))
+    def kill():
+        saves_are_done()
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    at_step(72, kill)
 
 
 def out_of_memory():
