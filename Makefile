@@ -1,5 +1,5 @@
 # CONTRIBUTING.md's commands by name; tests/test_project_files.py holds the two equal.
-.PHONY: help install format lint types test slow interruptions templates ci mutation figures links
+.PHONY: help install format lint types test slow interruptions soak saving templates ci mutation figures links
 
 help:
 	@grep '# make ' CONTRIBUTING.md
@@ -25,6 +25,12 @@ slow:
 
 interruptions:
 	python tests/interruptions.py benchmarks/results/interruptions.json
+
+soak:
+	python tests/soak.py benchmarks/results/soak.json
+
+saving:
+	python -m benchmarks.saving benchmarks/results/saving.json --model HuggingFaceTB/SmolLM2-135M --data piqa
 
 templates:
 	ALIGNMENT_CASES=50000 python -m pytest tests/test_templates.py

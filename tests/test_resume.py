@@ -196,6 +196,7 @@ def test_every_signal_that_asks_to_stop_is_obeyed(data, tmp_path, name):
 
 def signalled():
     number = getattr(signal, os.environ["STOP_BY"])
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)  # nohup would have it ignored, and that is kept
     at_step(4, lambda: os.kill(os.getpid(), number))
 
 
