@@ -6,6 +6,8 @@ import pytest
 import torch
 from PIL import Image
 from runs import QUICK, metrics, pocket_rows, read, run, timeless, weights, write_rows
+from safetensors import safe_open
+from safetensors.torch import save_file
 from tolerances import loose
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -17,9 +19,13 @@ LOOSE = loose(torch.float32)
 
 
 @pytest.fixture(scope="module")
-def go(tmp_path_factory):
+def data(tmp_path_factory):
+    return write_rows(tmp_path_factory.mktemp("data"), TRAIN, HELDOUT)
+
+
+@pytest.fixture(scope="module")
+def go(data, tmp_path_factory):
     """Run a loss for three steps on 48 rows of pocket; returns the run directory."""
-    data = write_rows(tmp_path_factory.mktemp("data"), TRAIN, HELDOUT)
 
     def start(loss, *flags, out=None, **options):
         out = out or tmp_path_factory.mktemp(loss) / "out"
@@ -243,10 +249,29 @@ def test_kept_reference_log_probs_of_something_else_are_not(tmp_path, dpo, chang
     assert done.code == 1 and "the reference was computed" in done.err
 
 
-def test_a_torn_reference_file_is_made_again(go, dpo, tmp_path):
+def spoiled(path, whole, how):
+    """A kept reference file that is not what was written."""
+    if how == "torn":
+        path.write_bytes(whole[:100])
+    elif how == "one bit":  # of the last number: it loads without an error
+        path.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+    else:
+        with safe_open(path.parent / "whole", framework="pt") as file:
+            about = file.metadata()
+            kept = {name: file.get_tensor(name) for name in file.keys()}
+        kept["0"] = kept["0"][1:] if how == "shorter" else kept["0"] * float("nan")
+        save_file(kept, path, metadata=about)
+
+
+@pytest.mark.parametrize("how", ["torn", "one bit", "shorter", "not a number"])
+def test_a_spoiled_reference_file_is_said_and_made_again(dpo, data, tmp_path, how):
     whole = (dpo / "reference.safetensors").read_bytes()
     out = tmp_path / "out"
     out.mkdir()
-    (out / "reference.safetensors").write_bytes(whole[:100])
-    go("dpo", out=out)
+    (tmp_path / "out" / "whole").write_bytes(whole)
+    spoiled(out / "reference.safetensors", whole, how)
+    (out / "whole").unlink()
+    done = run("--loss", "dpo", "--data", data, "--output_dir", out, *QUICK)
+    assert done.code == 0, done.err
+    assert sum("reference.safetensors" in line for line in done.out.splitlines()) == 1
     assert (out / "reference.safetensors").read_bytes() == whole and weights(out) == weights(dpo)

@@ -7,7 +7,8 @@ run directory, keyed by everything they depend on, so that a run started again n
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+import os
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -23,6 +24,8 @@ from models.inference import forward_pass
 from models.layout import choose_layout
 from models.load import check_vocabulary, load_causal_lm
 from runtime.config import TrainConfig
+from runtime.files import sync
+from runtime.guards.outputs import say
 
 COLUMN = "ref_seq_logps"
 
@@ -51,14 +54,15 @@ def with_reference(
         asked = [replace(split, layout=layout) for split in splits]
 
     key = cache_key(model, asked, COLUMN, config.mixed_precision, config.max_tokens)
-    kept = read_cache(path, key)
+    shapes = {str(i): len(s.rows) * len(s.rows[0].responses) for i, s in enumerate(asked)}
+    kept = read_cache(path, key, shapes)
     if kept is None:
         kept = {
             str(i): reference_logps(accelerator, policy, split, config.max_tokens)
             for i, split in enumerate(asked)
         }
         if accelerator.is_main_process:
-            save_file(kept, path, metadata={"key": key})
+            write_cache(path, key, kept)
     return [split.with_columns({COLUMN: kept[str(i)]}) for i, split in enumerate(splits)]
 
 
@@ -94,12 +98,41 @@ def cache_key(model: nn.Module, splits: Sequence[Split], *settings: object) -> s
     return digest.hexdigest()
 
 
-def read_cache(path: Path, key: str) -> dict[str, Tensor] | None:
-    """The tensors kept under `key`, or None."""
+def write_cache(path: Path, key: str, kept: dict[str, Tensor]) -> None:
+    """Keep the tensors under `key`, with a checksum: whole, or not at all."""
+    partial = path.with_name(f"{path.name}.partial")
+    partial.unlink(missing_ok=True)
+    save_file(kept, partial, metadata={"key": key, "sha256": _checksum(kept)})
+    sync(partial)
+    os.replace(partial, path)
+
+
+def read_cache(path: Path, key: str, sizes: Mapping[str, int]) -> dict[str, Tensor] | None:
+    """The tensors kept under `key`, of these numbers of elements; None if they must be computed.
+
+    What is there under the right key and is not what was written is said.
+    """
     try:
-        with safe_open(path, framework="pt") as kept:
-            if (kept.metadata() or {}).get("key") == key:
-                return {name: kept.get_tensor(name) for name in kept.keys()}
-    except (OSError, SafetensorError):
-        pass
-    return None
+        with safe_open(path, framework="pt") as file:
+            about = file.metadata() or {}
+            if about.get("key") != key:
+                return None
+            kept = {name: file.get_tensor(name) for name in file.keys()}
+    except FileNotFoundError:
+        return None
+    except (OSError, SafetensorError) as error:
+        say(f"{path.name} cannot be read ({error}): computed again")
+        return None
+    whole = {name: tensor.numel() for name, tensor in kept.items()} == dict(sizes)
+    if not whole or about.get("sha256") != _checksum(kept):
+        say(f"{path.name} is not what was written: computed again")
+        return None
+    return kept
+
+
+def _checksum(kept: Mapping[str, Tensor]) -> str:
+    digest = hashlib.sha256()
+    for name in sorted(kept):
+        digest.update(f"{name} {kept[name].dtype} {tuple(kept[name].shape)}".encode())
+        digest.update(kept[name].contiguous().view(torch.uint8).numpy().data)
+    return digest.hexdigest()
