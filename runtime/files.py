@@ -58,10 +58,18 @@ def sync(path: Path) -> None:
         os.close(descriptor)
 
 
+def by_umask(file: Path) -> None:
+    """Let a file be read by whom the umask lets: safetensors writes for the owner alone."""
+    mask = os.umask(0o077)
+    os.umask(mask)
+    file.chmod(0o666 & ~mask)
+
+
 def sync_tree(folder: Path) -> None:
-    """`sync` of every file below a folder, and of the folders."""
+    """`by_umask` and `sync` of every file below a folder, and `sync` of the folders."""
     for parent, _, names in os.walk(folder, topdown=False):
         for name in names:
+            by_umask(Path(parent, name))
             sync(Path(parent, name))
         sync(Path(parent))
 

@@ -25,7 +25,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from runtime.files import sha256, sync
+from runtime.files import by_umask, sha256, sync
 
 MANIFEST = "MANIFEST.json"
 STATE = "state.json"
@@ -69,6 +69,8 @@ class Store:
                 save_file(dict(tensors), partial / f"{stem}.safetensors")
             (partial / STATE).write_text(json.dumps(checkpoint.state), "utf-8")
             files = sorted(partial.iterdir())
+            for file in files:
+                by_umask(file)
             sums = {f.name: {"bytes": f.stat().st_size, "sha256": sha256(f)} for f in files}
             manifest = {"format": FORMAT, "step": checkpoint.step, "files": sums}
             (partial / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n", "utf-8")

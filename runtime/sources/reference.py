@@ -24,7 +24,7 @@ from models.inference import forward_pass
 from models.layout import choose_layout
 from models.load import check_vocabulary, load_causal_lm
 from runtime.config import TrainConfig
-from runtime.files import sync
+from runtime.files import by_umask, sync
 from runtime.guards.outputs import say
 
 COLUMN = "ref_seq_logps"
@@ -103,6 +103,7 @@ def write_cache(path: Path, key: str, kept: dict[str, Tensor]) -> None:
     partial = path.with_name(f"{path.name}.partial")
     partial.unlink(missing_ok=True)
     save_file(kept, partial, metadata={"key": key, "sha256": _checksum(kept)})
+    by_umask(partial)
     sync(partial)
     os.replace(partial, path)
 
