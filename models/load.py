@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import re
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -88,15 +89,23 @@ def load_scorer(
     seed: int = 0,
     gradient_checkpointing: bool = False,
     flag: str = "--model",
+    new_head: bool = True,
 ) -> PreTrainedModel:
     """A sequence classifier with one label: a reward model, or a causal LM with a new head.
+
+    Without `new_head` the files must have one: a judge with a head drawn at random is none.
 
     A new head is drawn from `seed`, normal with standard deviation 1 / sqrt(d + 1), so that scores
     start around 0 with variance 1 for hidden states of unit size ("The N+ Implementation Details of
     RLHF with PPO", Huang et al. 2024). Model and tokenizer are given a pad token: models/pad.py.
     """
     model, missing = _load_model(
-        AutoModelForSequenceClassification, name, flag, dtype, may_miss=(HEAD,), num_labels=1
+        AutoModelForSequenceClassification,
+        name,
+        flag,
+        dtype,
+        may_miss=(HEAD,) if new_head else (),
+        num_labels=1,
     )
     if HEAD in missing:
         weight = model.get_parameter(HEAD)
@@ -145,6 +154,11 @@ def _load_model(
         # Transformers would go on with random numbers in their place.
         for key in sorted(set(info["missing_keys"]) - set(may_miss)):
             raise ValueError(f"its weight files have no {key}")
+        # And without a word leave out layers that config.json does not count.
+        own = {_any_layer(key) for key in model.state_dict()}
+        for key in sorted(info["unexpected_keys"]):
+            if re.search(r"\.\d+\.", key) and _any_layer(key) in own:
+                raise ValueError(f"its weight files have {key}, which its config.json does not")
         for key, found, wanted in sorted(info["mismatched_keys"]):
             shapes = f"{tuple(found)} in its weight files and {tuple(wanted)} by its config.json"
             raise ValueError(f"{key} is {shapes}")
@@ -154,6 +168,11 @@ def _load_model(
         return model, set(info["missing_keys"])
 
     return attempt(name, flag, "it", load)
+
+
+def _any_layer(key: str) -> str:
+    """A weight's name without the numbers of layers in it."""
+    return re.sub(r"\.\d+\.", ".N.", key)
 
 
 def _with_torch_attention(model_class: Any, where: str, **options: Any) -> Any:

@@ -187,7 +187,7 @@ def load_reward_model(
     Raises:
         InputError: it cannot be loaded, or is not a classifier with one output.
     """
-    model: Any = load_scorer(name, tokenizer, dtype=dtype, flag=flag)
+    model: Any = load_scorer(name, tokenizer, dtype=dtype, flag=flag, new_head=False)
     model.requires_grad_(False).to(device)
     chosen = choose_layout(model, layout, "seq_cls", flag)[0]
     positions = max_positions(model.config)

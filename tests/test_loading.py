@@ -294,3 +294,26 @@ print(parameters(load_causal_lm("org/good", dtype="float32")), files_dtype("org/
     )
     assert lines[2].startswith("69 --model org/none: no such directory, and the hub does not give")
     assert lines[3:] == ["org/good llama", "803k parameters torch.float32"]
+
+
+def test_a_judge_without_a_head_in_its_files_is_refused(tmp_path):
+    """A head drawn at random would score the responses, and the run would end with 0."""
+    other = copy_base(tmp_path / "judge")
+    edit(other, architectures=["LlamaForSequenceClassification"], num_labels=1)
+    done = run("--loss", "ppo", "--reward", other, *("--max_steps", 1), cwd=tmp_path)
+    assert done.code == BAD_DATA
+    assert done.line.startswith(f"--reward {other}: ") and "have no score.weight" in done.line
+    assert load_scorer(str(other), load_tokenizer(str(other)), dtype="float32").score is not None
+
+
+@pytest.mark.parametrize("load", [load_causal_lm, load_scorer])
+def test_layers_that_config_json_does_not_count_are_refused(tmp_path, load):
+    """Transformers would train the rest of the model without a word."""
+    other = copy_base(tmp_path / "other")
+    layers = json.loads((other / "config.json").read_text("utf-8"))["num_hidden_layers"]
+    edit(other, num_hidden_layers=layers - 1)
+    more = (load_tokenizer(str(other)),) if load is load_scorer else ()
+    with pytest.raises(
+        InputError, match=rf"have model.layers.{layers - 1}.* which its config.json"
+    ):
+        load(str(other), *more, dtype="float32")
