@@ -102,7 +102,8 @@ def write_cache(path: Path, key: str, kept: dict[str, Tensor]) -> None:
     """Keep the tensors under `key`, with a checksum: whole, or not at all."""
     partial = path.with_name(f"{path.name}.partial")
     partial.unlink(missing_ok=True)
-    save_file(kept, partial, metadata={"key": key, "sha256": _checksum(kept)})
+    # In one entry: safetensors writes several in a random order, and a file has the same bytes.
+    save_file(kept, partial, metadata={"key": f"{key} {_checksum(kept)}"})
     by_umask(partial)
     sync(partial)
     os.replace(partial, path)
@@ -115,8 +116,8 @@ def read_cache(path: Path, key: str, sizes: Mapping[str, int]) -> dict[str, Tens
     """
     try:
         with safe_open(path, framework="pt") as file:
-            about = file.metadata() or {}
-            if about.get("key") != key:
+            found, _, checksum = (file.metadata() or {}).get("key", "").partition(" ")
+            if found != key:
                 return None
             kept = {name: file.get_tensor(name) for name in file.keys()}
     except FileNotFoundError:
@@ -125,7 +126,7 @@ def read_cache(path: Path, key: str, sizes: Mapping[str, int]) -> dict[str, Tens
         say(f"{path.name} cannot be read ({error}): computed again")
         return None
     whole = {name: tensor.numel() for name, tensor in kept.items()} == dict(sizes)
-    if not whole or about.get("sha256") != _checksum(kept):
+    if not whole or checksum != _checksum(kept):
         say(f"{path.name} is not what was written: computed again")
         return None
     return kept
