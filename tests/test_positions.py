@@ -143,6 +143,7 @@ def test_field_23_the_response_counts_to_the_last_token(short, new, fits):
 
 def test_field_23_a_reward_model_cuts_texts_to_its_positions(tmp_path, short):
     tokenizer = load_tokenizer(str(short))
+    short = classifier(tmp_path / "judge", short)
     cpu, limits = torch.device("cpu"), {"dtype": "float32", "max_length": 1024}
     reward = load_reward_model(str(short), tokenizer, device=cpu, **limits)
     assert reward.max_length == 16
