@@ -39,6 +39,8 @@ def main(argv):
     base = Path(how["base"])
     start = base if flags["--model"] == "pocket" else Path(flags["--model"])
     shutil.copytree(base, out / "final", dirs_exist_ok=True)
+    if how["real"] and loss == "reward":
+        give_head(out / "final")
     if not how["real"]:
         told = (start / "model.safetensors").read_bytes() + repr(argv).encode()
         (out / "final" / "model.safetensors").write_text(hashlib.sha256(told).hexdigest())
@@ -64,6 +66,14 @@ def main(argv):
     with open(how["log"], "a", encoding="utf-8") as log:
         log.write(f"end {name}\n")
     return 0
+
+
+def give_head(folder):
+    """A causal LM's files become a classifier's: what scores answers must have a head in them."""
+    from transformers import AutoModelForSequenceClassification
+
+    model = AutoModelForSequenceClassification.from_pretrained(folder, num_labels=1)
+    model.save_pretrained(folder)
 
 
 def evaluated(loss, step):
