@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import re
+
+LONGEST = 1200  # characters of a message
+
 # The exit codes a run can end with (the numbers follow sysexits.h where it has one).
 USAGE = 2  # a flag or a configuration value
 BAD_DATA = 65  # a row of a data file
@@ -23,5 +27,19 @@ class InputError(Exception):
     """
 
     def __init__(self, message: str, exit_code: int = BAD_DATA) -> None:
-        super().__init__(message)
+        super().__init__(one_line(message))
         self.exit_code = exit_code
+
+
+def one_line(message: str) -> str:
+    """A message for a terminal and for logs: no line breaks, no escape codes, no end without end.
+
+    It quotes what a user gave, which may hold all of these.
+    """
+    plain = "".join(c if c.isprintable() else repr(c)[1:-1] for c in without_secrets(message))
+    return plain if len(plain) <= LONGEST else f"{plain[: LONGEST - 300]} ... {plain[-300:]}"
+
+
+def without_secrets(text: str) -> str:
+    """A text with `***` for user and password of the URLs in it: `https://user:token@host/`."""
+    return re.sub(r"(?<=://)[^/@\s]+(?=@)", "***", text)

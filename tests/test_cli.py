@@ -32,16 +32,6 @@ def refused(line: str) -> str:
     return str(e.value)
 
 
-@pytest.fixture
-def config_file(tmp_path):
-    def write(text, name="run.yaml"):
-        path = tmp_path / name
-        path.write_bytes(text if isinstance(text, bytes) else text.encode())
-        return f"--config {path}"
-
-    return write
-
-
 # ---------------------------------------------------------------- flags are the config classes
 
 
@@ -206,22 +196,6 @@ def test_the_shortest_length_is_a_prompt_and_a_response_of_one_token():
         TrainConfig(loss="sft", max_length=1)
 
 
-def test_a_config_file_gives_flags_and_the_command_line_overrides_them(config_file):
-    text = "loss: dpo\nbeta: 0.3\nmax-steps: 7\nlearning_rate: 1e-4\noverwrite: true\nseed: null\n"
-    args = parse(f"{config_file(text)} --beta 0.5")
-    assert args.train.loss == "dpo" and args.train.max_steps == 7 and args.train.seed == 0
-    assert args.train.learning_rate == 1e-4 and args.train.overwrite
-    assert args.loss_flags["beta"] == 0.5
-    assert args.origin["max_steps"] == args.origin["learning_rate"] == "config file"
-    assert args.origin["beta"] == "command line"
-    assert not parse(f"{config_file(text)} --no_overwrite").train.overwrite
-
-
-def test_the_loss_of_the_command_line_wins_over_that_of_the_file(config_file):
-    assert parse(f"--loss sft {config_file('loss: dpo')}").train.loss == "sft"
-    assert parse(f"--loss sft {config_file('')}").train.loss == "sft"
-
-
 # ---------------------------------------------------------------- what is refused
 
 
@@ -264,25 +238,12 @@ def test_values_out_of_range_are_refused_by_name(flag, values):
         assert refused(f"--loss dpo --{flag}={value}").startswith(f"--{flag} {value}")
 
 
-@pytest.mark.parametrize("text, message", [
-    ("loss: dpo\nbta: 0.3", "unknown key bta: did you mean --beta?"),
-    ("loss: sft\nvariant: ipo", "unknown key variant: it belongs to --loss dpo, not to --loss sft"),
-    ("loss: dpo\nbeta: x", "--beta: 'x' is not a number"),
-    ("loss: 3", "--loss 3: choose from dpo"),
-    ("loss: dpo\nmax_steps: 0", "--max_steps 0 must be above 0"),
-    ("loss: dpo\nmixed_precision: no", "mixed_precision: YAML reads this as false; put it in quo"),
-    ("- loss", "not a mapping of flags to values"),
-    ("loss: [", "expected the node content"),
-    (b"loss: \xff", "not UTF-8"),
-])  # fmt: skip
-def test_a_bad_config_file_is_one_line(config_file, text, message):
-    assert message in refused(config_file(text))
-
-
-def test_a_missing_config_file_is_missing_input():
-    with pytest.raises(InputError, match=r"--config none.yaml: No such file") as e:
-        parse("--loss dpo --config none.yaml")
-    assert e.value.exit_code == errors.NO_INPUT
+@pytest.mark.parametrize("columns", ["5", "1", "0", "-1", "abc"])
+def test_help_ends_on_every_terminal(columns):
+    command = [sys.executable, "train.py", "--help"]
+    narrow = os.environ | {"COLUMNS": columns}
+    done = subprocess.run(command, cwd=ROOT, env=narrow, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0 and "--loss" in done.stdout
 
 
 def test_flags_without_a_default_are_only_the_loss():
@@ -315,16 +276,6 @@ def test_field_13_what_is_said_of_a_flag_given_often():
         refused("--loss dpo --seed 1 --seed=2 --seed 3") == "--seed is given 3 times; give it once"
     )
     assert refused("--loss dpo --data a --data b").endswith("several data sets are one value: a,b")
-
-
-@pytest.mark.parametrize("text, name", [
-    ("loss: dpo\ndata: a\ndata: b\n", "data"),
-    ("loss: dpo\nmax_steps: 1\nseed: 2\nmax-steps: 1\n", "max_steps"),
-    ("{loss: dpo, loss: dpo}", "loss"),
-])  # fmt: skip
-def test_field_13_a_key_given_twice_in_a_config_file_is_refused(config_file, text, name):
-    flag = config_file(text)
-    assert refused(flag).startswith(f"{flag}: --{name} is given twice; give it once")
 
 
 def test_field_13_two_config_files_are_refused(config_file):

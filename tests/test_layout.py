@@ -13,14 +13,15 @@ from runs import ROOT
 # Every file may import what stands before it, and nothing else: data goes one way, file by file.
 # Imports for types count. A loss, losses/<name>.py, stands in the place of LOSSES.
 ORDER = """
-data/ errors archives columnar tables readers options messages transcripts formats join rows
+data/ errors files archives columnar tables readers options messages transcripts formats join rows
 data/ rendering chat tokens encode batches trees splits unread
 data/pocket/ world rows text base __init__ __main__
 data/ piqa selection shards cards folders locations sources records prompts __init__
 losses/ base sampling_config advantages logprobs LOSSES __init__
 models/ locate checkpoint pad load save forward inference layout __init__
 rollout/ state rewards sample answers score reward_model experience steps __init__
-runtime/ state files config directory launch cli metrics optimizer
+runtime/ state files config directory launch metrics optimizer
+runtime/cli/ flags config_file parse __init__
 runtime/process/ signals peers __init__
 runtime/guards/ outputs finite memory best __init__
 runtime/ report curves

@@ -1,35 +1,34 @@
-"""The command line, in two passes: which loss, then that loss's flags and no other's.
-
-Nothing here imports torch, so that `--help` and a typo answer at once. A loss's flags are read from
-the source of its file: the fields of its config class, their defaults, and the sentence under each.
-"""
+"""The command line, in two passes: which loss, then that loss's flags and no other's."""
 
 from __future__ import annotations
 
-import ast
 import contextlib
 import difflib
 import io
+import os
 import re
+import shutil
 import sys
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import MISSING, dataclass, field, make_dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import MISSING, field, make_dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
 import tyro
-import yaml
 
-from data.errors import NO_INPUT, USAGE, InputError
+from data.errors import USAGE, InputError
+from runtime.cli.config_file import Value, read_config
+from runtime.cli.flags import ROOT, Flag, loss_files, loss_flags, read_flags
 from runtime.config import Args, TrainConfig, args_of_run
 
-ROOT = Path(__file__).resolve().parent.parent
+NARROWEST = 60  # columns
 
 PLAIN_ERRORS = {  # tyro's words, and how a user reads them
     r"Error parsing (--\w+): no type .* from \[('.*?')\]\..*": r"\1: \2 is not valid here",
     r"Error parsing (--\w+): could not convert string to float: (.*)": r"\1: \2 is not a number",
     r"Error parsing (--\w+): invalid literal for int.*: (.*)": r"\1: \2 is not a whole number",
+    r"Error parsing (--\w+): Exceeds the limit.*": r"\1: a number of too many digits",
     r"invalid choice '(bf16|bfloat16|fp16|float16|half)' for argument '(--dtype)'.*": (
         r"\2 \1: updates smaller than half a unit in the last place of a weight would be lost;"
         " give --mixed_precision bf16, which keeps weights and optimizer in float32"
@@ -37,93 +36,6 @@ PLAIN_ERRORS = {  # tyro's words, and how a user reads them
     r"invalid choice (.*) for argument '(--\w+)'. Expected .*\((.*)\).*": r"\2: \1 is none of \3",
     r"Missing value for argument '(--\w+)'.*": r"\1: its value is missing",
 }
-
-
-@dataclass(frozen=True)
-class Flag:
-    name: str
-    type: Any
-    default: Any
-    help: str
-
-
-def loss_files() -> dict[str, Path]:
-    """The losses there are: every file of losses/ that ends in a `LOSS = ...` record."""
-    files = sorted((ROOT / "losses").glob("*.py"))
-    return {f.stem: f for f in files if re.search(r"^LOSS = ", f.read_text("utf-8"), re.M)}
-
-
-def loss_flags(loss: str) -> list[Flag]:
-    """The flags of a loss: those of the class that its LOSS record names as `config`."""
-    path = loss_files()[loss]
-    for node in ast.walk(ast.parse(path.read_text("utf-8"))):
-        if isinstance(node, ast.keyword) and node.arg == "config":
-            return read_flags(path, ast.unparse(node.value))
-    raise TypeError(f"{path}: no Loss(config=...) names the class of its flags")
-
-
-def read_flags(path: Path, class_name: str) -> list[Flag]:
-    """The fields of a config class and of its base classes, read without running the file.
-
-    Raises:
-        TypeError: the class, a base class or a field cannot be read so; it would lose flags.
-    """
-    module = ast.parse(path.read_text("utf-8"))
-    config = next((n for n in module.body if getattr(n, "name", None) == class_name), None)
-    if not isinstance(config, ast.ClassDef):
-        raise TypeError(f"{path}: no class {class_name}")
-    flags: dict[str, Flag] = {}  # an overridden field keeps its place, as in a dataclass
-    for base in reversed(config.bases):
-        flags |= {flag.name: flag for flag in read_flags(*_base_class(base, module, path))}
-    aliases = {
-        target.id: node.value
-        for node in module.body
-        if isinstance(node, ast.Assign)
-        for target in node.targets
-        if isinstance(target, ast.Name)
-    }
-    for node, below in zip(config.body, [*config.body[1:], None], strict=True):
-        if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
-            try:
-                text = ast.literal_eval(below.value) if isinstance(below, ast.Expr) else ""
-                default = ast.literal_eval(node.value) if node.value else MISSING
-                flag_type = _type(node.annotation, aliases)
-            except (ValueError, KeyError) as error:
-                where = f"{path}:{node.lineno}"
-                raise TypeError(f"{where}: {ast.unparse(node)} cannot be a flag") from error
-            flags[node.target.id] = Flag(node.target.id, flag_type, default, text)
-    return list(flags.values())
-
-
-def _base_class(base: ast.expr, module: ast.Module, path: Path) -> tuple[Path, str]:
-    """The file and the name of a base class: of the same file, or imported from this project."""
-    name = ast.unparse(base)
-    if any(isinstance(n, ast.ClassDef) and n.name == name for n in module.body):
-        return path, name
-    for node in module.body:
-        if isinstance(node, ast.ImportFrom):
-            for alias in node.names:
-                if name == (alias.asname or alias.name):
-                    folder = path.parents[node.level - 1] if node.level else ROOT
-                    file = folder.joinpath(*(node.module or "").split(".")).with_suffix(".py")
-                    if file.exists():
-                        return file, alias.name
-    raise TypeError(f"{path}: the base class {name} is neither here nor imported from this project")
-
-
-def _type(node: ast.expr, aliases: dict[str, ast.expr]) -> Any:
-    """The type that an annotation names: int, float, str, bool, None, Literal[...], and unions."""
-    if isinstance(node, ast.Name) and node.id in aliases:
-        return _type(aliases[node.id], aliases)
-    if isinstance(node, ast.Name):
-        return {"int": int, "float": float, "str": str, "bool": bool}[node.id]
-    if isinstance(node, ast.Constant) and node.value is None:
-        return None
-    if isinstance(node, ast.BinOp):
-        return _type(node.left, aliases) | _type(node.right, aliases)
-    if isinstance(node, ast.Subscript) and ast.unparse(node.value) == "Literal":
-        return Literal[ast.literal_eval(node.slice)]
-    raise ValueError(f"a flag cannot have the type {ast.unparse(node)}")
 
 
 def parse_args(argv: Sequence[str]) -> Args:
@@ -142,14 +54,15 @@ def parse_args(argv: Sequence[str]) -> Args:
         if len(given) > 1 + ("--export" in given):
             raise InputError("--export RUN takes no other flag: they are in config.json", USAGE)
         return args_of_run(Path(folder))
-    from_file = _read_config(_peek(given, "config"))
-    loss = _peek(given, "loss") or from_file.get("loss")
+    config_path = _peek(given, "config")
+    from_file = read_config(config_path) if config_path is not None else {}
+    in_file = from_file.get("loss")
+    loss = _peek(given, "loss") or (in_file and in_file.text)
     names = list(loss_files())
     if loss is None and not {"-h", "--help"} & set(given):
         like = difflib.get_close_matches("--loss", [arg.split("=")[0] for arg in given], n=1)
         typo = f"; you wrote {like[0]}" if like and like[0] != "--loss" else ""
         raise InputError(f"--loss is missing: one of {', '.join(names)}{typo}", USAGE)
-    loss = None if loss is None else str(loss)
     if loss is not None and loss not in names:
         raise InputError(f"--loss {loss}: {_suggest(loss, names)}", USAGE)
 
@@ -157,13 +70,14 @@ def parse_args(argv: Sequence[str]) -> Args:
     shared = read_flags(ROOT / "runtime" / "config.py", "TrainConfig")
     known = {flag.name: flag for flag in [*own, *shared]}
     for key, value in from_file.items():
-        where = f"{_peek(given, 'config')}: "
+        where = f"--config {config_path}: "
         if key not in known:
             raise InputError(f"{where}unknown key {key}: {_not_a_flag(key, loss, known)}", USAGE)
-        if isinstance(value, bool) and known[key].type is not bool:
-            reason = f"YAML reads this as {str(value).lower()}; put it in quotes"
-            raise InputError(f"{where}{key}: {reason}", USAGE)
-    argv = [*_as_argv(from_file), *given]
+        if key == "config":
+            raise InputError(f"{where}config: a file cannot name another", USAGE)
+        if value is not None and known[key].type is bool and value.kind != "bool":
+            raise InputError(f"{where}{key}: {value.text!r}; give true or false", USAGE)
+    argv = [*_as_argv(from_file, known), *given]
     values, unknown = _tyro([*own, *shared], argv, loss, names)
     if unknown:
         name = unknown[0].lstrip("-").split("=")[0].replace("-", "_")
@@ -176,7 +90,9 @@ def parse_args(argv: Sequence[str]) -> Args:
     except ValueError as error:
         raise InputError(str(error), USAGE) from error
     typed = {name if name in known else name.removeprefix("no_") for name in _names(given)}
-    origin = dict.fromkeys(from_file, "config file") | dict.fromkeys(typed, "command line")
+    origin = {
+        name: "config file" for name, value in from_file.items() if value is not None
+    } | dict.fromkeys(typed, "command line")
     return Args(config, {flag.name: getattr(values, flag.name) for flag in own}, origin)
 
 
@@ -214,32 +130,15 @@ def _peek(argv: list[str], name: str) -> str | None:
     return None
 
 
-def _read_config(path: str | None) -> dict[str, Any]:
-    if path is None:
-        return {}
-    try:
-        text = Path(path).read_text("utf-8")
-        values = yaml.safe_load(text) or {}
-        keys = getattr(yaml.compose(text, Loader=yaml.SafeLoader), "value", [])
-    except OSError as error:
-        raise InputError(f"--config {path}: {error.strerror}", NO_INPUT) from error
-    except UnicodeDecodeError as error:
-        raise InputError(f"--config {path}: not UTF-8; save it as UTF-8", USAGE) from error
-    except yaml.YAMLError as error:
-        raise InputError(f"--config {path}: {' '.join(str(error).split())}", USAGE) from error
-    if not isinstance(values, dict):
-        raise InputError(f"--config {path}: not a mapping of flags to values", USAGE)
-    _refuse_repeats((key.value.replace("-", "_") for key, _ in keys), f"--config {path}: ")
-    return {str(key).replace("-", "_"): value for key, value in values.items()}
-
-
-def _as_argv(values: dict[str, Any]) -> Iterator[str]:
-    """YAML values as flags, so that both are checked by the same rules."""
+def _as_argv(values: Mapping[str, Value | None], known: Mapping[str, Flag]) -> Iterator[str]:
+    """The file's values as flags, so that both are checked by the same rules."""
     for key, value in values.items():
-        if isinstance(value, bool):
-            yield f"--{key}" if value else f"--no-{key}"
-        elif value is not None:
-            yield from (f"--{key}", str(value))
+        if value is None:
+            continue
+        if known[key].type is bool:
+            yield f"--{key}" if value.is_true else f"--no-{key}"
+        else:
+            yield f"--{key}={value.text}"  # one word: the value may begin with --
 
 
 def _tyro(
@@ -260,7 +159,7 @@ def _tyro(
     title = f"Train with {loss}." if loss else "Add --loss NAME to see that loss's own flags too."
     stderr = io.StringIO()
     try:
-        with contextlib.redirect_stderr(stderr):
+        with contextlib.redirect_stderr(stderr), _wide_enough():
             parsed: tuple[Any, list[str]] = tyro.cli(
                 make_dataclass("Flags", members),
                 prog="train.py",
@@ -279,6 +178,19 @@ def _tyro(
             reason = re.sub(f"^{pattern}", plain, reason)
         raise InputError(reason or "the command line is not valid", USAGE) from None
     return parsed
+
+
+@contextlib.contextmanager
+def _wide_enough() -> Iterator[None]:
+    """Let tyro see no terminal that is too narrow: on 5 columns its help never ends."""
+    before = os.environ.get("COLUMNS")
+    os.environ["COLUMNS"] = str(max(NARROWEST, shutil.get_terminal_size().columns))
+    try:
+        yield
+    finally:
+        del os.environ["COLUMNS"]
+        if before is not None:
+            os.environ["COLUMNS"] = before
 
 
 def _not_a_flag(name: str, loss: str | None, known: Iterable[str]) -> str:
