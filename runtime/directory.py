@@ -38,6 +38,7 @@ LOGS = ("metrics.jsonl", "samples.jsonl")
 RECORDS = ("config.json", "status.json", *LOGS, "summary.json")
 FILES = (*RECORDS, "curves.png")
 CACHE = "reference.safetensors"  # keyed by all that it depends on: good for the next run too
+BEFORE_MARKER = ("run.lock", f"{MARKER}.partial", CACHE)  # that a run makes or finds
 ENDED = ("finished", "failed", "stopped")
 
 
@@ -264,7 +265,7 @@ def check_directory(path: Path, *, overwrite: bool) -> None:
 
 def refuse_foreign(path: Path) -> None:
     """Raise InputError for a folder with files that no run has made."""
-    strange = [p.name for p in path.iterdir() if p.name not in ("run.lock", CACHE)]
+    strange = [p.name for p in path.iterdir() if p.name not in BEFORE_MARKER]
     made_by = read_json(path / MARKER).get("made_by")
     if strange and made_by != "alignment-losses":
         raise InputError(

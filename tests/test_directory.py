@@ -218,6 +218,21 @@ def test_a_folder_that_no_run_made_is_never_written_to(tmp_path, name, overwrite
     assert "is no run directory" in refusal(tmp_path, overwrite=overwrite)
 
 
+def test_a_run_that_was_killed_while_it_wrote_its_marker_is_no_stranger(tmp_path):
+    take(tmp_path).close()
+    (tmp_path / "status.json").unlink()
+    (tmp_path / "run.json").rename(tmp_path / "run.json.partial")
+    run = take(tmp_path)
+    run.begin({})
+    assert names(tmp_path) == [
+        "config.json",
+        "metrics.jsonl",
+        "run.json",
+        "run.lock",
+        "status.json",
+    ]
+
+
 def test_links_are_not_followed(tmp_path):
     """Laid in a run's directory, they would have files elsewhere removed or written."""
     path, elsewhere = tmp_path / "out", tmp_path / "elsewhere"
