@@ -4,14 +4,20 @@ from __future__ import annotations
 
 import bz2
 import gzip
+import io
 import lzma
 import re
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from data.errors import NO_INPUT, InputError
+from data.files import check_file
+
+PART = 16 << 20  # bytes unpacked at a time
+PLAUSIBLE = 1 << 30  # bytes that any file may unpack to
+MOST = 300  # and times its size: text packs to a fifth or a tenth, repeated text to a hundredth
 
 COMPRESSIONS = {".gz": "gzip", ".bz2": "bzip2", ".xz": "xz", ".zst": "zstandard"}
 
@@ -59,6 +65,7 @@ def file_name(path: Path) -> FileName:
 
 def unpack(path: Path) -> bytes:
     """All bytes of the file, decompressed if its name says that it is compressed."""
+    check_file(path)
     try:
         raw = path.read_bytes()
     except OSError as error:
@@ -73,7 +80,7 @@ def unpack(path: Path) -> bytes:
             f"{path}: not {compression} data, {is_kind}; get the file again, or rename it"
         )
     try:
-        return _decompress(raw, compression)
+        return _decompress(raw, compression, path)
     except (EOFError, OSError, zlib.error, lzma.LZMAError, ValueError) as error:
         reason = " ".join(str(error).split())
         raise InputError(
@@ -81,25 +88,43 @@ def unpack(path: Path) -> bytes:
         ) from error
 
 
-def _decompress(raw: bytes, compression: str) -> bytes:
-    if compression == "gzip":
-        return gzip.decompress(raw)
-    if compression in ("bzip2", "xz"):
-        return b"".join(_members(raw, compression))
-    import pyarrow
+def _decompress(raw: bytes, compression: str, path: Path) -> bytes:
+    parts, size = [], 0
+    for part in _parts(raw, compression):
+        parts.append(part)
+        size += len(part)
+        if size > PLAUSIBLE and size > MOST * len(raw):
+            raise InputError(
+                f"{path}: over {MOST} times its size comes out of it; if that is right, unpack it"
+                " and give what it holds"
+            )
+    return b"".join(parts)
 
-    with pyarrow.CompressedInputStream(pyarrow.BufferReader(raw), "zstd") as stream:
-        unpacked: bytes = stream.read()
-    return unpacked
+
+def _parts(raw: bytes, compression: str) -> Iterator[bytes]:
+    if compression in ("bzip2", "xz"):
+        yield from _members(raw, compression)
+        return
+    if compression == "gzip":
+        stream: Any = gzip.GzipFile(fileobj=io.BytesIO(raw))
+    else:
+        import pyarrow
+
+        stream = pyarrow.CompressedInputStream(pyarrow.BufferReader(raw), "zstd")
+    with stream:
+        while part := stream.read(PART):
+            yield part
 
 
 def _members(raw: bytes, compression: str) -> Iterator[bytes]:
     """Member after member: the modules' own `decompress` drops what follows a damaged one."""
     while raw:
         member = bz2.BZ2Decompressor() if compression == "bzip2" else lzma.LZMADecompressor()
-        yield member.decompress(raw)
-        if not member.eof:
-            raise EOFError("it ends before its end marker")
+        yield member.decompress(raw, PART)
+        while not member.eof:
+            if member.needs_input:
+                raise EOFError("it ends before its end marker")
+            yield member.decompress(b"", PART)
         raw = member.unused_data.lstrip(b"\0")
 
 

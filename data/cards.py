@@ -23,8 +23,9 @@ class Config(NamedTuple):
 
 def read_configs(folder: Path) -> tuple[list[Config], str | None, str]:
     """(the configurations, the name of the default one, a note) of the folder's README.md."""
+    file = folder / "README.md"
     try:
-        text = (folder / "README.md").read_text("utf-8-sig")
+        text = file.read_text("utf-8-sig") if file.is_file() else ""
     except (OSError, UnicodeDecodeError):
         return [], None, ""
     lines = text.split("\n")
@@ -33,7 +34,7 @@ def read_configs(folder: Path) -> tuple[list[Config], str | None, str]:
         return [], None, ""
     try:
         card = yaml.safe_load("\n".join(lines[1 : ends[1]]))
-    except yaml.YAMLError:
+    except (yaml.YAMLError, ValueError, RecursionError):
         return [], None, f"{folder / 'README.md'}: not YAML, so no configuration is taken from it"
     listed = card.get("configs") if isinstance(card, dict) else None
     if not isinstance(listed, list):

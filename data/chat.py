@@ -17,7 +17,8 @@ prompt or a tool is ever part of a response's text.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Callable
+from typing import TYPE_CHECKING, TypeVar
 
 from data.errors import InputError
 from data.rendering import Conversation, NotOnePath, Renderer, Segment, Template, messages_of
@@ -27,6 +28,9 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 __all__ = ["ChatTemplate", "Conversation", "Segment"]
+
+Rendered = TypeVar("Rendered")
+TRIALS = 16  # rows that are rendered twice
 
 
 class ChatTemplate:
@@ -44,10 +48,11 @@ class ChatTemplate:
         self.special_ids = frozenset(special)
         self.special_texts = tuple(special.values())
         self.template = Template(tokenizer, self.special_texts, ignore)
+        self._trials = TRIALS
 
     def prompt(self, record: Record) -> str:
         """The prompt of a record of messages, as inference renders it."""
-        return Renderer(self.template, record).prompt(messages_of(record.prompt))
+        return self._twice(self._prompt, record)
 
     def conversations(self, record: Record) -> list[Conversation]:
         """One, or for a conversation that is no single path one a turn of the assistant.
@@ -55,6 +60,24 @@ class ChatTemplate:
         Raises:
             InputError: naming the row, the column and the reason.
         """
+        return self._twice(self._conversations, record)
+
+    def _twice(self, render: Callable[[Record], Rendered], record: Record) -> Rendered:
+        """Render; the first rows twice, to see a template that draws from something else."""
+        found = render(record)
+        if self._trials:
+            self._trials -= 1
+            if render(record) != found:
+                raise InputError(
+                    f"{record.where}: the chat template writes something else the second time; take"
+                    " one without random choices and clocks (--chat_template)"
+                )
+        return found
+
+    def _prompt(self, record: Record) -> str:
+        return Renderer(self.template, record).prompt(messages_of(record.prompt))
+
+    def _conversations(self, record: Record) -> list[Conversation]:
         renderer = Renderer(self.template, record)
         if any(isinstance(text, str) for text in (record.prompt, *record.responses)):
             raise InputError(

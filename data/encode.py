@@ -36,6 +36,7 @@ from typing import TYPE_CHECKING, Literal
 from data.errors import USAGE, InputError
 from data.messages import Text
 from data.rows import Record
+from data.template import DATE, has_date
 from data.tokens import Splitter
 
 if TYPE_CHECKING:
@@ -75,6 +76,7 @@ class EncodeReport:
     rewritten_where: str = ""  # the first of them, and how
     glued: int = 0  # kept rows of strings without white space between prompt and response
     untemplated: int = 0  # kept rows of strings where the tokenizer has a chat template
+    dated: bool = False  # the chat template asked for today's date
     end_tokens: set[int] = field(default_factory=set)  # what whole responses end with
 
     @property
@@ -100,6 +102,8 @@ class EncodeReport:
             parts.append(f"{self.glued:,} without white space between prompt and response")
         if self.untemplated:
             parts.append("strings as they are, without the chat template (--chat applies it)")
+        if self.dated:
+            parts.append(f"the date that the chat template writes is always {DATE:%Y-%m-%d}")
         return "; ".join(parts)
 
 
@@ -177,7 +181,9 @@ def encode_records(
                 report.rewritten_where = f"{record.where}: {part.rewritten}"
             report.rewritten += bool(part.rewritten)
             report.glued += _glued(record)
-            report.untemplated += isinstance(record.prompt, str) and bool(tokenizer.chat_template)
+            strings = isinstance(record.prompt, str)
+            report.untemplated += strings and bool(tokenizer.chat_template)
+            report.dated |= not strings and has_date(tokenizer)
             continue
         report.dropped[reason] += 1
     if not encoded.rows:

@@ -10,7 +10,7 @@ from data.errors import NO_INPUT, USAGE, InputError
 SMALL = 4 << 20  # bytes: of a template or a configuration, which a person writes
 
 
-def check_file(path: Path, who: str = "") -> None:
+def check_file(path: Path, who: str = "", exit_code: int = NO_INPUT) -> None:
     """Raise InputError for a pipe, a socket or a device: it may never answer, or never end.
 
     What is not there at all is left for whoever opens it to report.
@@ -23,7 +23,7 @@ def check_file(path: Path, who: str = "") -> None:
         raise InputError(
             f"{who or path}: not a file but a pipe or a device; write its content to a file, and"
             " give that",
-            NO_INPUT,
+            exit_code,
         )
 
 

@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 from data.archives import file_name
 from data.cards import leads_out, matching, pick, read_configs
 from data.errors import NO_INPUT, InputError
+from data.files import check_file
 from data.readers import READERS, is_data, is_metadata
 from data.selection import TRAIN_WORDS, split_name
 from data.shards import in_order, sets, shard
@@ -139,10 +140,8 @@ def _snapshot(path: Path) -> Path:
     snapshots = path / "snapshots"
     if not path.name.startswith(("datasets--", "models--")) or not snapshots.is_dir():
         return path
-    try:
-        revision = (path / "refs" / "main").read_text("utf-8").strip()
-    except OSError:
-        revision = ""
+    main = path / "refs" / "main"
+    revision = main.read_text("utf-8", errors="replace").strip() if main.is_file() else ""
     if revision and (snapshots / revision).is_dir():
         return snapshots / revision
     there = sorted(child for child in snapshots.iterdir() if child.is_dir())
@@ -153,9 +152,10 @@ def _snapshot(path: Path) -> Path:
 
 
 def _json(path: Path) -> Any:
+    check_file(path)
     try:
         return json.loads(path.read_text("utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         reason = " ".join(str(error).split())
         raise InputError(f"{path}: not readable ({reason}); save the data set again") from error
 

@@ -17,6 +17,7 @@ from pathlib import Path
 from data.archives import COMPRESSIONS, check_kind, file_name, unpack
 from data.columnar import read_arrow, read_parquet
 from data.errors import NO_INPUT, InputError
+from data.files import check_file
 from data.tables import rows_of_object
 
 Found = tuple[str, dict[str, object]]  # where, columns
@@ -64,6 +65,7 @@ def check_name(path: Path) -> None:
 
 def read_file(path: Path, notes: list[str] | None = None) -> Iterator[Found]:
     """The rows of a file, with the labels beside it if any; `notes` gets what there is to say."""
+    check_file(path)
     check_name(path)
     return _read(path, [] if notes is None else notes)
 

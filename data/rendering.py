@@ -15,6 +15,7 @@ from data.join import common_prefix
 from data.messages import Messages, Text
 from data.readers import short
 from data.rows import Record
+from data.template import apply_template
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -69,14 +70,13 @@ class Renderer:
         """The template's text; whatever goes wrong in a template is one line."""
         how = {"tools": self.record.tools, **self.record.template_kwargs, **how}
         try:
-            text = self.template.tokenizer.apply_chat_template(messages, tokenize=False, **how)
+            return apply_template(self.template.tokenizer, messages, **how)
         except Exception as error:  # a template is a program, and may raise anything
             reason = " ".join(f"{error}".split()) or type(error).__name__
             raise InputError(
                 f"{self.record.where}:{self.column}: the chat template refuses these messages"
                 f" ({reason}); change them or the template"
             ) from error
-        return str(text)
 
     def prompt(self, messages: Messages) -> str:
         if messages[-1]["role"] == "assistant":

@@ -28,6 +28,7 @@ from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 from transformers.utils.hub import cached_file
 
 from data.errors import UNAVAILABLE, USAGE, InputError
+from data.files import check_file
 from models.locate import ADAPTER, adapter_line, locate
 
 Loaded = TypeVar("Loaded")
@@ -48,6 +49,8 @@ ALWAYS_THERE = ("sdpa", "eager")  # attention that needs no package besides torc
 def attempt(name: str, flag: str, what: str, load: Callable[[str], Loaded]) -> Loaded:
     """`load` of where `name` is; whatever it raises becomes one line that names flag and model."""
     where = locate(name, flag)
+    for file in Path(where).iterdir() if os.path.isdir(where) else ():
+        check_file(file, f"{flag} {name}: {file.name}")
     try:
         return load(where)
     except InputError:

@@ -21,7 +21,8 @@ from transformers import (
 )
 from transformers.utils import logging as transformers_logging
 
-from data.errors import NO_INPUT, USAGE, InputError
+from data.errors import USAGE, InputError
+from data.files import read_small
 from models.checkpoint import attempt, missing_attention, read_config
 from models.pad import give_pad_token
 
@@ -43,14 +44,8 @@ def load_tokenizer(
     read_config(name, flag)
     tokenizer: PreTrainedTokenizerBase = attempt(name, flag, "its tokenizer", tokenizer_at)
     if chat_template is not None:
-        try:
-            tokenizer.chat_template = Path(chat_template).expanduser().read_text("utf-8")
-        except OSError as error:
-            reason = f"--chat_template {chat_template}: {error.strerror}"
-            raise InputError(f"{reason}; check the path", NO_INPUT) from error
-        except UnicodeDecodeError as error:
-            reason = f"--chat_template {chat_template}: not UTF-8"
-            raise InputError(f"{reason}; save the template as UTF-8", USAGE) from error
+        who, path = f"--chat_template {chat_template}", Path(os.path.expanduser(chat_template))
+        tokenizer.chat_template = read_small(path, who, "save the template as UTF-8")
     return tokenizer
 
 
@@ -70,6 +65,13 @@ def tokenizer_at(where: str) -> PreTrainedTokenizerBase:
                 )
             raise ValueError(reason) from error
         raise
+    text = tokenizer.decode(list(range(min(len(tokenizer), 3000))))
+    first, *again = (tokenizer(text, verbose=False)["input_ids"] for _ in range(3))
+    if any(ids != first for ids in again):
+        reason = (
+            "it gives other tokens each time (dropout in its tokenizer.json?); set that to null"
+        )
+        raise ValueError(reason)
     return tokenizer
 
 

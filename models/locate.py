@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import json
+import os
 import re
 from pathlib import Path
 
@@ -21,7 +22,7 @@ def locate(name: str, flag: str = "--model") -> str:
     """
     if name == "pocket":
         return str(BASE_DIR)
-    path = Path(name).expanduser()
+    path = Path(os.path.expanduser(name))
     if path.is_dir():
         if (path / ADAPTER).exists():
             raise InputError(f"{flag} {name}: {adapter_line(path / ADAPTER)}")

@@ -7,6 +7,7 @@ reads this before torch is imported.
 from __future__ import annotations
 
 import math
+import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
@@ -223,7 +224,9 @@ def resolve(
         loss = loss_config(**args.loss_flags | own)
     except ValueError as error:
         raise InputError(str(error), USAGE) from error
-    return Run(replace(config, **shared), loss, origin | args.origin)
+    filled = replace(config, **shared)
+    filled = replace(filled, output_dir=os.path.expanduser(str(filled.output_dir)))
+    return Run(filled, loss, origin | args.origin)
 
 
 def args_of_run(folder: Path) -> Args:
@@ -249,7 +252,7 @@ def check_paths(run: Run) -> None:
 
     A run may go on from its own directory, and replaces what is in it.
     """
-    out = Path(run.output_dir).expanduser().resolve()
+    out = Path(run.output_dir).resolve()
     given = {name: getattr(run.train, name) for name in READ_FLAGS}
     given |= {name: getattr(run.loss, name, None) for name in READ_LOSS_FLAGS}
     for name, value in given.items():
@@ -258,7 +261,7 @@ def check_paths(run: Run) -> None:
             fixed = re.split(r"[*?\[]", re.sub(r"=[\d.]+$", "", part))[0]
             if not fixed or (name == "reward" and ":" in part):
                 continue
-            path = Path(fixed).expanduser()
+            path = Path(os.path.expanduser(fixed))
             if path.exists() and (path.resolve() == out or out in path.resolve().parents):
                 raise InputError(
                     f"--{name} {part} lies in --output_dir {run.output_dir}, which is written and"

@@ -31,6 +31,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from data.errors import CANNOT_CREATE, InputError
+from data.files import check_file
 from runtime.files import read_json, sync, sync_tree, write_json
 
 MARKER = "run.json"
@@ -265,6 +266,8 @@ def check_directory(path: Path, *, overwrite: bool) -> None:
 
 def refuse_foreign(path: Path) -> None:
     """Raise InputError for a folder with files that no run has made."""
+    for file in path.iterdir():
+        check_file(file, f"{path}: {file.name}", CANNOT_CREATE)
     strange = [p.name for p in path.iterdir() if p.name not in BEFORE_MARKER]
     made_by = read_json(path / MARKER).get("made_by")
     if strange and made_by != "alignment-losses":

@@ -14,7 +14,7 @@ from runs import ROOT
 # Imports for types count. A loss, losses/<name>.py, stands in the place of LOSSES.
 ORDER = """
 data/ errors files archives columnar tables readers options messages transcripts formats join rows
-data/ rendering chat tokens encode batches trees splits unread
+data/ template rendering chat tokens encode batches trees splits unread
 data/pocket/ world rows text base __init__ __main__
 data/ piqa selection shards cards folders locations sources records prompts __init__
 losses/ base sampling_config advantages logprobs LOSSES __init__

@@ -6,6 +6,7 @@ A value is taken as it is written, for the flag to read: YAML's own types would 
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
@@ -38,7 +39,7 @@ def read_config(path: str) -> Mapping[str, Value | None]:
             than text, a number, true, false or null as a value.
     """
     who = f"--config {path}"
-    text = read_small(Path(path).expanduser(), who, "save it as UTF-8")
+    text = read_small(Path(os.path.expanduser(path)), who, "save it as UTF-8")
     try:
         # Nodes, not values: no alias is followed, no number made.
         root = yaml.compose(text, Loader=yaml.SafeLoader)
