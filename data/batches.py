@@ -10,10 +10,21 @@ import math
 import random
 from collections.abc import Sequence
 
+from data.errors import USAGE, InputError
+
 
 def total_steps(rows: int, batch_size: int, epochs: float, max_steps: int | None) -> int:
-    """Optimizer steps of a run: `max_steps`, or what `epochs` passes take, rounded up."""
-    return max_steps or max(1, math.ceil(rows * epochs / batch_size))
+    """Optimizer steps of a run: `max_steps`, or what `epochs` passes take, rounded up.
+
+    Raises:
+        InputError: too many to count.
+    """
+    if max_steps is not None:
+        return max_steps
+    steps = rows * epochs / batch_size
+    if not steps < 2**31:
+        raise InputError(f"--epochs {epochs:g}: {steps:.0e} steps; give at most 2^31", USAGE)
+    return max(1, math.ceil(steps))
 
 
 def step_rows(step: int, rows: int, batch_size: int, seed: int) -> list[int]:

@@ -6,7 +6,6 @@ messages. What is wrong ends in one line: `file:line:column: reason; what to do`
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -30,6 +29,7 @@ from data.transcripts import split_first, split_last, turns_of
 
 BEFORE_GOAL, AFTER_GOAL = "Question: ", "\nAnswer:"
 # Stanford Alpaca's own wording (its prompt_input and prompt_no_input).
+LARGEST = 3.4028234e38  # of float32, which losses compute in
 ALPACA_INPUT = (
     "Below is an instruction that describes a task, paired with an input that provides further"
     " context. Write a response that appropriately completes the request.\n\n### Instruction:\n"
@@ -268,6 +268,6 @@ def _margin(row: Mapping[str, object], where: str) -> float | None:
         return None
     if isinstance(margin, bool) or not isinstance(margin, (int, float)):
         raise InputError(f"{where}:margin: {short(margin)} is not a number; give one or none")
-    if not abs(margin) <= sys.float_info.max:
-        raise InputError(f"{where}:margin: {short(margin)} is not finite; give a finite number")
+    if not abs(margin) <= LARGEST:
+        raise InputError(f"{where}:margin: {short(margin)} is not finite in float32; give a number")
     return float(margin)

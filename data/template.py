@@ -46,7 +46,10 @@ def apply_template(
     template = DATED + str(tokenizer.chat_template) if has_date(tokenizer) else None
     with limited():
         text = tokenizer.apply_chat_template(
-            list(messages), tokenize=False, chat_template=template, **variables
+            [dict(message) for message in messages],
+            tokenize=False,
+            chat_template=template,
+            **variables,
         )
     if len(text) > LONGEST and len(text) > 10 * len(str(messages)):
         raise ValueError(f"it makes {len(text):,} characters of them")

@@ -26,6 +26,8 @@ from collections.abc import Callable, Mapping, Sequence
 from numbers import Real
 from typing import Any, cast
 
+import torch
+
 from data.errors import NO_INPUT, USAGE, InputError
 from data.messages import Text
 from data.prompts import TakenColumns
@@ -195,8 +197,8 @@ def _score_batch(
             scores.append(float(number))
         except OverflowError:
             scores.append(math.inf)
-        if not math.isfinite(scores[-1]):
-            raise fail(range(i, i + 1), f"its score {short(number)} is not finite")
+        if not abs(scores[-1]) <= torch.finfo(torch.float32).max:
+            raise fail(range(i, i + 1), f"its score {short(number)} is not finite in float32")
     return scores
 
 

@@ -17,6 +17,7 @@ from data.pocket import DEFAULTS
 from losses import LOSSES
 from runtime.config import Args, Run, check_paths, resolve
 from runtime.directory import RunDirectory
+from runtime.guards.limits import check_numbers
 from runtime.guards.memory import is_out_of_memory
 from runtime.guards.outputs import say
 from runtime.launch import check_launch, make_accelerator
@@ -35,6 +36,7 @@ def launch(train: Callable[[Run, Accelerator, RunDirectory], None], args: Args) 
         loss = LOSSES[args.train.loss]
         run = resolve(args, loss.config, loss.learning_rate, DEFAULTS)
         check_flags(run)
+        check_numbers(run)
         check_paths(run)
         accelerator = make_accelerator(run.train)
         check_launch(accelerator)

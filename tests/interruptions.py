@@ -20,6 +20,8 @@ sys.path[:0] = [str(HERE), str(HERE.parent)]
 
 from runs import pocket_rows, run, timeless, weights, write_rows  # noqa: E402
 
+from runtime.files import read_json  # noqa: E402
+
 STEPS = 12
 LOSSES = ("sft", "reward", "dpo", "orpo", "ppo")
 FLAGS = {
@@ -126,7 +128,7 @@ def interrupted(loss, data, out, point, number, whole):
         return "not reached"
     if killed.code != -signal.SIGKILL:
         return f"ended with {killed.code}: {killed.err}"
-    if point == "finished":
+    if read_json(out / "status.json").get("state") == "finished":
         return None if left(out) == whole else "finished, but not the same"
     again = start(loss, data, out)
     if again.code != 0:

@@ -23,7 +23,7 @@ rollout/ state rewards sample answers score reward_model experience steps __init
 runtime/ state files config directory launch metrics optimizer
 runtime/cli/ flags config_file parse __init__
 runtime/process/ signals peers __init__
-runtime/guards/ outputs finite memory best __init__
+runtime/guards/ outputs limits finite memory best __init__
 runtime/ report curves
 runtime/checkpoints/ store content identity saver __init__
 runtime/ run

@@ -45,6 +45,15 @@ def check_warmup(run: Run, steps: int) -> None:
             " have the full learning rate; give a share below 1, or fewer steps",
             USAGE,
         )
+    waits = getattr(run.loss, "critic_warmup", 0)
+    if waits:
+        rollouts = -(-steps * run.train.batch_size // (run.loss.ppo_epochs * run.loss.rollout_size))
+        if waits >= rollouts:
+            raise InputError(
+                f"--critic_warmup {waits}: the run has {rollouts} rollouts, and the policy would"
+                " learn in none of them",
+                USAGE,
+            )
 
 
 def _room(run: Run, numbers: int) -> str:

@@ -38,6 +38,7 @@ from rollout.state import RolloutState
 from rollout.steps import leave_early, rollout_steps
 from runtime.checkpoints.identity import model_files, rows_hash
 from runtime.config import Run
+from runtime.guards.limits import check_repeats
 from runtime.metrics import Totals, ratio_variance
 from runtime.sources.base import Evaluation
 from runtime.sources.heldout import evaluate_prompts
@@ -288,10 +289,10 @@ def plan_prompts(run: Run, loss: Loss, accelerator: Accelerator) -> PromptPlan:
     train, heldout = prompts
     data = "; ".join([data, *skipped_note(skipped)])
     if no_room:
-        room = f"have no room for a response in --max_length {config.max_length}"
-        data += f"; {no_room:,} prompts {room}"
+        data += f"; {no_room:,} prompts have no room in --max_length {config.max_length}"
     if ppo.ref_model is not None and ppo.needs_reference:
         check_tokenizer(ppo.ref_model, tokenizer, set(range(len(tokenizer))))
+    check_repeats("--rollout_size", size, len(train))
     rollouts = total_steps(len(train), size, config.epochs, None)
     steps = config.max_steps or rollouts * ppo.ppo_epochs * (size // batch_size)
     return PromptPlan(

@@ -33,6 +33,7 @@ from models.load import (
 )
 from runtime.checkpoints.identity import model_files, rows_hash
 from runtime.config import Run, TrainConfig
+from runtime.guards.limits import check_repeats
 from runtime.sources.base import Evaluation
 from runtime.sources.heldout import evaluate_rows
 from runtime.sources.lm_harness import piqa_accuracy
@@ -179,6 +180,7 @@ def plan_rows(run: Run, loss: Loss, accelerator: Accelerator) -> RowPlan:
         f"plan: {steps} optimizer steps of {config.batch_size} rows,"
         f" {steps * config.batch_size / rows:.2f} epochs",
     ]
+    check_repeats("--batch_size", config.batch_size, rows)
     if config.batch_size > rows:
         summary.append(
             f"a step of {config.batch_size} rows takes some of the {rows} more than once"
