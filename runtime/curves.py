@@ -73,7 +73,8 @@ def draw_curves(metrics: Path, picture: Path, title: str) -> None:
         axis.grid(alpha=0.3)
         if len(curves) > 1:
             axis.legend(frameon=False, fontsize=9)
-    figure.suptitle(title, fontsize=9, wrap=True)
+    literal = title.replace("$", r"\$")  # two would begin and end a formula
+    figure.suptitle(literal, fontsize=9, wrap=True)
     figure.tight_layout()
     figure.savefig(picture, dpi=110)
     plt.close(figure)

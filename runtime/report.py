@@ -1,4 +1,4 @@
-"""What a person sees of a run: its settings, the progress bar, the table, the model card."""
+"""What a person sees of a run: its settings, the progress bar, the table."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
+from data.errors import without_secrets
 from runtime.config import Run
 from runtime.guards.outputs import say
 
@@ -75,34 +76,8 @@ def peak_memory(device: torch.device) -> int:
 
 
 def command() -> str:
-    """The command line that started this run, as a shell takes it."""
-    return shlex.join(["python", *sys.argv])
-
-
-def model_card(loss: str, base: str, summary: dict[str, Any]) -> str:
-    """README.md of the saved model: what it is, how it was made, what it scored."""
-    from huggingface_hub import ModelCard, ModelCardData
-
-    on_hub = base if base != "pocket" and not Path(base).expanduser().exists() else None
-    data = ModelCardData(
-        base_model=on_hub, library_name="transformers", tags=["alignment-losses", loss]
-    )
-    versions = ", ".join(f"{k} {v}" for k, v in summary["versions"].items())
-    text = f"""# {Path(base).name}, trained with {loss}
-
-Started from `{base}` and trained with the `{loss}` loss of alignment-losses.
-
-- Command: `{command()}`
-- Data: {summary["data"]}
-- Versions: {versions}
-
-On the held-out rows:
-
-```
-{table(summary)}
-```
-"""
-    return str(ModelCard(f"---\n{data.to_yaml()}\n---\n\n{text}"))
+    """The command line that started this run, as a shell takes it, without passwords in URLs."""
+    return shlex.join(["python", *map(without_secrets, sys.argv)])
 
 
 class Progress:

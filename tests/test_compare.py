@@ -283,3 +283,11 @@ def test_any_answer_is_shown_as_it_stands():
     assert "<script>" not in line
     assert line.replace("\\|", "").count("|") == 3  # two cells
     assert "\\[d\\](http" in line and "\\*c\\*" in line
+
+
+def test_a_code_block_ends_where_its_text_does():
+    from benchmarks.study.page import Code, to_markdown
+
+    text = "train.py --data 'a```b'\n````\n# not a title"
+    lines = to_markdown([Code(text)], Path()).splitlines()
+    assert lines == ["`````", *text.splitlines(), "`````"]

@@ -165,3 +165,11 @@ def test_the_smoothed_curve_is_a_mean_of_a_tenth_around_each_point():
     assert smooth(line)[:2] == [1.5, 2.0] and smooth(line)[-1] == 57.5
     impulse = [0.0] * 30 + [7.0] + [0.0] * 29
     assert smooth(impulse) == [0.0] * 27 + [1.0] * 7 + [0.0] * 26
+
+
+@pytest.mark.parametrize("title", ["rows of a$b^$c.jsonl", r"$\alpha$", "a_b^c"])
+def test_a_title_is_text_and_no_formula(drawn, title):
+    figure, _ = drawn(rows_of(["loss", "grad_norm"]), title)
+    (text,) = figure.texts
+    shown, is_math = text._preprocess_math(text.get_text())
+    assert (shown, is_math) == (title, False)

@@ -24,7 +24,7 @@ runtime/ state files config directory launch metrics optimizer
 runtime/cli/ flags config_file parse __init__
 runtime/process/ signals peers __init__
 runtime/guards/ outputs limits finite memory best __init__
-runtime/ report curves
+runtime/ report card curves
 runtime/checkpoints/ store content identity saver __init__
 runtime/ run
 runtime/sources/ base heldout lm_harness reference rows rewards prompts __init__

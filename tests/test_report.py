@@ -1,4 +1,4 @@
-"""What a person reads of a run, to the letter: settings, progress, the table, the model card."""
+"""What a person reads of a run, to the letter: settings, progress, the table."""
 
 import re
 import sys
@@ -53,29 +53,6 @@ right answers among them              54.0 %    66.5 %
 KL to the start, per answer           0.0000    0.1250
 tokens per answer                    12.5000   12.6250
 12.3 s, 30 steps, 45.7 pairs/s while training"""
-CARD = """\
----
-base_model: some/model
-library_name: transformers
-tags:
-- alignment-losses
-- dpo
----
-
-# model, trained with dpo
-
-Started from `some/model` and trained with the `dpo` loss of alignment-losses.
-
-- Command: `python train.py --loss dpo --data 'a file'`
-- Data: train: 48 rows of here
-- Versions: torch 2.0, transformers 5.0
-
-On the held-out rows:
-
-```
-{table}
-```
-"""
 
 
 def test_the_table_has_a_row_for_each_metric_that_was_measured():
@@ -104,17 +81,10 @@ def test_the_command_can_be_given_to_a_shell_again(started):
     assert report.command() == "python train.py --loss dpo --data 'a file'"
 
 
-def test_the_model_card(started):
-    assert report.model_card("dpo", "some/model", SUMMARY) == CARD.format(table=TABLE)
-
-
-@pytest.mark.parametrize("base", ["pocket", "~/my model"])
-def test_the_card_links_no_model_that_is_not_on_the_hub(started, tmp_path, monkeypatch, base):
-    monkeypatch.setenv("HOME", str(tmp_path))
-    (tmp_path / "my model").mkdir()
-    card = report.model_card("dpo", base, SUMMARY)
-    assert "base_model" not in card
-    assert f"\n# {Path(base).name}, trained with dpo\n\nStarted from `{base}` and" in card
+def test_the_command_has_no_password(monkeypatch):
+    url = "https://user:hf_s3cret@huggingface.co/datasets/x"
+    monkeypatch.setattr(sys, "argv", ["train.py", "--data", url])
+    assert report.command() == "python train.py --data 'https://***@huggingface.co/datasets/x'"
 
 
 # ---------------------------------------------------------------- memory

@@ -106,8 +106,9 @@ def test_the_model_card_is_one_the_hub_reads(out):
     card = ModelCard.load(out / "final" / "README.md")
     loss = read(out, "summary.json")["loss"]
     assert card.data.library_name == "transformers" and loss in card.data.tags
-    assert f"--loss {loss}" in card.text and "held-out accuracy" in card.text
-    assert "- Data: train: 48 rows of " in card.text
+    assert f"`{loss}` loss" in card.text and "held-out accuracy" in card.text
+    assert "- Settings: `3 steps of 8, learning rate 0.001 " in card.text
+    assert "- Data: `train: 48 rows of " in card.text and "train.py" not in card.text
 
 
 # ---------------------------------------------------------------- the numbers are the model's

@@ -96,7 +96,9 @@ def _markdown(block: Block, folder: Path) -> Iterator[str]:
         yield f"![{_escape_markdown(block.alt)}]({link})"
         yield f"*{_inline(block.caption, _escape_markdown, '`{}`')}*"
     else:
-        yield f"```\n{block.text}\n```"
+        # a fence longer than any in the text, which could end it
+        fence = "`" * max(3, 1 + max(map(len, re.findall("`+", block.text)), default=0))
+        yield f"{fence}\n{block.text}\n{fence}"
 
 
 def to_html(blocks: Sequence[Block], title: str) -> str:

@@ -9,11 +9,12 @@ from accelerate import Accelerator
 
 from losses import LOSSES
 from models.save import Final, final_of
+from runtime.card import model_card
 from runtime.config import Run
 from runtime.curves import draw_curves
 from runtime.directory import RunDirectory
 from runtime.guards.outputs import say, warned
-from runtime.report import model_card, peak_memory, table, versions
+from runtime.report import peak_memory, table, versions
 from runtime.sources.base import Models, Plan
 from runtime.sources.heldout import check_finite
 from runtime.state import TrainState
@@ -38,7 +39,7 @@ def finish(
     directory.save("final", final.save)
     directory.finish(summary)
     if accelerator.is_main_process:
-        card = model_card(summary["loss"], run.train.model, summary)
+        card = model_card(run, accelerator.num_processes, summary)
         for name in ("final", *(["best"] if run.train.keep_best else [])):
             directory.own(f"{name}/README.md")
             path = directory.path / name / "README.md"
