@@ -17,6 +17,7 @@ CANNOT_CREATE = 73  # the run directory is taken or cannot be written
 IO_ERROR = 74  # the disk is full or failed
 INTERRUPTED = 75  # stopped by a signal; the same command goes on
 NOT_FINITE = 76  # loss or gradient stayed NaN or infinite
+UNSAFE = 77  # a model that would run code of its own: pickled weights, auto_map
 
 
 class InputError(Exception):

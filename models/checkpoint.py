@@ -27,7 +27,7 @@ from transformers import (
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 from transformers.utils.hub import cached_file
 
-from data.errors import UNAVAILABLE, USAGE, InputError
+from data.errors import UNAVAILABLE, UNSAFE, USAGE, InputError
 from data.files import check_file
 from models.locate import ADAPTER, adapter_line, locate
 
@@ -41,6 +41,7 @@ POSITIONS = (  # the names that families have for the longest text they take
     "max_sequence_length",
     "seq_length",
 )
+PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 QUANTISED = ("quantization_config", "compression_config")
 ATTENTION = ("attn_implementation", "_attn_implementation")
 ALWAYS_THERE = ("sdpa", "eager")  # attention that needs no package besides torch
@@ -95,8 +96,10 @@ def _config(where: str, who: str) -> PreTrainedConfig:
     if raw.get("auto_map") and kind not in CONFIG_MAPPING:
         raise InputError(
             f"{who}: its code comes with it (auto_map in config.json), and such code is never run"
-            " here; give a model of a family that transformers has"
+            " here; give a model of a family that transformers has",
+            UNSAFE,
         )
+    _refuse_pickles(where, who)
     config: PreTrainedConfig = AutoConfig.from_pretrained(where, trust_remote_code=False)
     causal, masked = MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_FOR_MASKED_LM_MAPPING
     both_ways = type(config) in masked and not getattr(config, "is_decoder", False)
@@ -106,7 +109,29 @@ def _config(where: str, who: str) -> PreTrainedConfig:
             f"{who}: a model of type {kind}, and a causal language model is needed: one that"
             " predicts each token from those before it"
         )
+    _refuse_positions(config, who)
     return config
+
+
+def _refuse_pickles(where: str, who: str) -> None:
+    """Raise InputError for a directory whose weights could run code when they are read."""
+    names = sorted(os.listdir(where)) if os.path.isdir(where) else []
+    pickled = [name for name in names if name.endswith(PICKLES)]
+    if pickled and not any(name.endswith(".safetensors") for name in names):
+        raise InputError(
+            f"{who}: its weights are a pickle ({pickled[0]}), which may run code when it is read;"
+            " where you trust it, convert it: AutoModelForCausalLM.from_pretrained(...)"
+            ".save_pretrained(...) writes safetensors",
+            UNSAFE,
+        )
+
+
+def _refuse_positions(config: PreTrainedConfig, who: str) -> None:
+    text: Any = config.get_text_config()
+    for field in POSITIONS:
+        value = getattr(text, field, None)
+        if isinstance(value, int) and value <= 0 and text.model_type != "xlnet":  # -1: no limit
+            raise InputError(f"{who}: {field} is {value} in its config.json; correct it")
 
 
 def raw_config(where: str) -> dict[str, Any]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 import re
+from collections.abc import Iterable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,9 @@ from models.pad import give_pad_token
 
 HEAD = "score.weight"  # of a sequence classifier
 HEADS = ("score", "classifier")  # of a token classifier
+OTHER_HEADS = re.compile(r"(^|\.)(lm_head|embed_out|score|classifier|v_head|value_head)(\.|$)")
+# What older versions of transformers kept in files though it is computed.
+BUFFERS = re.compile(r"(inv_freq|masked_bias|attn\.bias|attention\.bias|position_ids)$")
 
 transformers_logging.disable_progress_bar()  # a run has one bar, its own
 transformers_logging.set_verbosity_error()  # what matters of its warnings is an InputError here
@@ -147,6 +151,7 @@ def _load_model(
             where,
             dtype=getattr(torch, dtype),
             trust_remote_code=False,
+            use_safetensors=True,
             ignore_mismatched_sizes=True,  # refused below, by name
             output_loading_info=True,
             **options,
@@ -156,14 +161,17 @@ def _load_model(
         # Transformers would go on with random numbers in their place.
         for key in sorted(set(info["missing_keys"]) - set(may_miss)):
             raise ValueError(f"its weight files have no {key}")
-        # And without a word leave out layers that config.json does not count.
-        own = {_any_layer(key) for key in model.state_dict()}
+        # And without a word leave out what config.json does not have: a bias, the last layers.
         for key in sorted(info["unexpected_keys"]):
-            if re.search(r"\.\d+\.", key) and _any_layer(key) in own:
+            if _is_of(model, key):
                 raise ValueError(f"its weight files have {key}, which its config.json does not")
+        model.left_out = sorted(_parts(info["unexpected_keys"]))
         for key, found, wanted in sorted(info["mismatched_keys"]):
             shapes = f"{tuple(found)} in its weight files and {tuple(wanted)} by its config.json"
             raise ValueError(f"{key} is {shapes}")
+        for key, parameter in model.named_parameters():
+            if not parameter.isfinite().all():
+                raise ValueError(f"its weight files have NaN or infinity in {key}")
         # The weights are the file's pages in memory: whoever overwrote it would undo the training.
         for parameter in model.parameters():
             parameter.data = parameter.data.clone()
@@ -172,9 +180,30 @@ def _load_model(
     return attempt(name, flag, "it", load)
 
 
+def _is_of(model: PreTrainedModel, key: str) -> bool:
+    """Whether a weight that the model does not have is of a part that it has.
+
+    Such as a bias of one of its projections, or a layer more; not the head of another task.
+    """
+    if BUFFERS.search(key):
+        return False
+    own = {_any_layer(name) for name, _ in model.named_modules()} - {""}
+    module = _any_layer(key).rpartition(".")[0]
+    # files of a bare model lack its name (model., transformer.), those of others may have it
+    prefixes = [f"{child}." for child, _ in model.named_children()]
+    names = {module, *(p + module for p in prefixes), *(module.removeprefix(p) for p in prefixes)}
+    return bool(names & own)
+
+
+def _parts(keys: Iterable[str]) -> set[str]:
+    """The parts of a model that weights are of, but heads, which are another task's."""
+    found = {re.split(r"\.\d+\.", key)[0].removesuffix(".weight") for key in keys}
+    return {part for part in found if not OTHER_HEADS.search(part) and not BUFFERS.search(part)}
+
+
 def _any_layer(key: str) -> str:
-    """A weight's name without the numbers of layers in it."""
-    return re.sub(r"\.\d+\.", ".N.", key)
+    """A name without the numbers of layers in it."""
+    return re.sub(r"\.\d+(?=\.|$)", ".N", key)
 
 
 def _with_torch_attention(model_class: Any, where: str, **options: Any) -> Any:
@@ -247,6 +276,8 @@ def parameters(model: PreTrainedModel) -> str:
     replaced = getattr(model, "replaced_attention", None)
     used = model.config._attn_implementation
     note = f", {used} attention in place of {replaced}" if replaced else ""
+    if left_out := getattr(model, "left_out", None):
+        note += f", without {', '.join(left_out[:3])}{' ...' * (len(left_out) > 3)} of its files"
     for unit, size in (("B", 1e9), ("M", 1e6), ("k", 1e3)):
         if count >= size:
             return f"{count / size:.3g}{unit} parameters{note}"
