@@ -4,12 +4,15 @@ import json
 
 import pytest
 import torch
-from runs import copy_base
+from runs import QUICK, copy_base, pocket_rows, run, write_rows
 from safetensors.torch import load_file, save_file
 from test_loading import edit
 
-from data.errors import BAD_DATA, InputError
+from data.encode import Row
+from data.errors import BAD_DATA, NOT_FINITE, InputError
+from data.splits import Split
 from models.load import load_causal_lm, load_critic, load_scorer, load_tokenizer, parameters
+from runtime.sources.reference import check_finite
 
 
 @pytest.fixture
@@ -97,3 +100,30 @@ def test_weights_that_are_not_finite_are_refused_by_name(other, kind, value):
 def test_a_pickle_beside_safetensors_is_not_read(other):
     (other / "pytorch_model.bin").write_bytes(b"nonsense")
     assert parameters(load("lm", other)).endswith("parameters")
+
+
+def test_a_reference_that_is_not_finite_is_named(other, tmp_path):
+    """Its weights are finite, and what comes of them is not."""
+
+    def enlarge(weights):
+        for key in weights:
+            if "layers" in key and "norm" not in key:
+                weights[key] *= 1e30
+
+    with_weights(other, enlarge)
+    data = write_rows(tmp_path / "data", *pocket_rows(8, 4))
+    done = run("--loss", "dpo", "--data", data, "--ref_model", other, *QUICK, cwd=tmp_path)
+    assert done.code == NOT_FINITE
+    assert (
+        done.line == f"--ref_model {other}: its log-probs are not finite; are its weights damaged?"
+    )
+
+
+@pytest.mark.parametrize("value", [float("nan"), -float("inf")])
+def test_the_row_is_named_of_which_the_reference_is_not_finite(value):
+    rows = [Row(i, [1], [[2], [3]], [True, True], [1, 1], where=f"x:{i}") for i in (1, 2, 3)]
+    data = Split(rows)
+    logps = torch.tensor([-1.0, -2.0, -3.0, value, -4.0, -5.0])
+    with pytest.raises(InputError, match=f"^x:2: --ref_model m gives it a log-prob of {value}$"):
+        check_finite(logps, data, "--ref_model m")
+    check_finite(logps.nan_to_num(), data, "--ref_model m")

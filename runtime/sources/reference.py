@@ -18,6 +18,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from data.errors import InputError
 from data.splits import Split
 from losses.base import accumulation_dtype, masked_sum
 from models.inference import forward_pass
@@ -49,7 +50,7 @@ def with_reference(
         model.to(accelerator.device)
         token_ids = {token for split in splits for token in split.token_ids}
         check_vocabulary(model, token_ids, f"--ref_model {ref_model}")
-        layout, module, _ = choose_layout(model, config.layout)
+        layout, module, _ = choose_layout(model, config.layout, name=f"--ref_model {ref_model}")
         policy = accelerator.prepare_model(module, evaluation_mode=True)
         asked = [replace(split, layout=layout) for split in splits]
 
@@ -61,9 +62,19 @@ def with_reference(
             str(i): reference_logps(accelerator, policy, split, config.max_tokens)
             for i, split in enumerate(asked)
         }
+        for i, split in enumerate(asked):
+            check_finite(kept[str(i)], split, f"--ref_model {ref_model or config.model}")
         if accelerator.is_main_process:
             write_cache(path, key, kept)
     return [split.with_columns({COLUMN: kept[str(i)]}) for i, split in enumerate(splits)]
+
+
+def check_finite(logps: Tensor, data: Split, who: str) -> None:
+    """Raise InputError naming the first row whose log-prob is NaN or infinite."""
+    bad = (~logps.isfinite()).nonzero().flatten().tolist()
+    if bad:
+        row = data.rows[bad[0] // len(data.rows[0].responses)]
+        raise InputError(f"{row.where}: {who} gives it a log-prob of {logps[bad[0]].item()}")
 
 
 def reference_logps(
@@ -107,6 +118,7 @@ def write_cache(path: Path, key: str, kept: dict[str, Tensor]) -> None:
     by_umask(partial)
     sync(partial)
     os.replace(partial, path)
+    sync(path.parent)
 
 
 def read_cache(path: Path, key: str, sizes: Mapping[str, int]) -> dict[str, Tensor] | None:
