@@ -1,5 +1,5 @@
 # CONTRIBUTING.md's commands by name; tests/test_project_files.py holds the two equal.
-.PHONY: help install format lint types test slow interruptions soak saving templates ci mutation figures links
+.PHONY: help install format lint types test slow interruptions soak saving templates fuzz ci mutation figures links
 
 help:
 	@grep '# make ' CONTRIBUTING.md
@@ -34,6 +34,9 @@ saving:
 
 templates:
 	ALIGNMENT_CASES=50000 python -m pytest tests/test_templates.py
+
+fuzz:
+	ALIGNMENT_CASES=20000 python -m pytest tests/test_fuzz.py
 
 ci:
 	bash .ci/run

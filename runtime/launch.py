@@ -28,6 +28,7 @@ SHARDED = {  # what accelerate's launcher sets, and for what
     "ACCELERATE_USE_MEGATRON_LM": "Megatron-LM",
     "ACCELERATE_USE_PARALLELISM_CONFIG": "a parallelism_config",
 }
+COUNTS = ("WORLD_SIZE", "RANK", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_PORT")  # by launchers
 RIGHT_WAY = (
     "on a machine without a GPU start N processes with"
     " `ACCELERATE_USE_CPU=true torchrun --nproc_per_node N train.py ...`"
@@ -54,6 +55,13 @@ def make_accelerator(config: TrainConfig) -> Accelerator:
             that would not be used (Accelerate itself would leave them out without a word); or a
             launch that cuts the model into parts.
     """
+    for variable in COUNTS:
+        if not os.environ.get(variable, "0").isdecimal():
+            raise InputError(
+                f"{variable}={os.environ[variable]} in the environment is no number; unset it, or"
+                " start by a launcher that sets it",
+                USAGE,
+            )
     for variable, name in SHARDED.items():
         if os.environ.get(variable, "").lower() == "true":
             raise InputError(

@@ -15,7 +15,8 @@ from runtime.config import TrainConfig
 
 def say(*lines: str, error: bool = False) -> None:
     """Print lines, of the first rank alone; a closed pipe or a terminal's encoding ends no run."""
-    if os.environ.get("RANK", "0") != "0":
+    alone = os.environ.get("WORLD_SIZE", "1") == "1"  # whatever RANK was left over
+    if os.environ.get("RANK", "0") != "0" and not alone:
         return
     stream = sys.stderr if error else sys.stdout
     text = "".join(f"{line}\n" for line in lines)
