@@ -166,7 +166,8 @@ def _score_batch(
             return copy.deepcopy(list(values[rows.start : rows.stop]))
 
         given = {name: part(values) for name, values in columns.items()}
-        return reward(part(prompts), part(responses), **given)
+        with torch.set_grad_enabled(torch.is_grad_enabled()):  # put back what the function changes
+            return reward(part(prompts), part(responses), **given)
 
     try:
         given = call(batch)
@@ -180,7 +181,13 @@ def _score_batch(
                 raise fail(range(i, i + 1), f"it raises {_one_line(alone)}") from alone
         raise fail(batch, f"it raises {_one_line(error)}") from error
 
-    values = given.tolist() if hasattr(given, "tolist") else given
+    if inspect.iscoroutine(given):
+        given.close()  # or Python warns that nobody waited for it
+        raise fail(batch, "it is an async function; give one that returns the scores")
+    try:
+        values = given.tolist() if hasattr(given, "tolist") else given
+    except Exception as error:
+        raise fail(batch, f"what it returns cannot be a list: {_one_line(error)}") from error
     if not isinstance(values, (list, tuple)):
         raise fail(batch, f"it returns a {type(given).__name__}, not a list with a number a row")
     shape = tuple(getattr(given, "shape", (len(values),)))

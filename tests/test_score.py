@@ -193,6 +193,35 @@ def test_only_the_colon_of_an_error_without_a_message_is_left_out():
     assert one_line(error).endswith("it raises RuntimeError: no X")
 
 
+def test_an_async_function_is_refused_without_a_warning(recwarn):
+    async def reward(prompts, responses):
+        return [1.0] * len(prompts)
+
+    with pytest.raises(InputError, match="it is an async function; give one that returns the scor"):
+        score(reward, ["a"], ["b"])
+    assert not recwarn.list
+
+
+def test_what_cannot_become_a_list_is_one_line():
+    class Odd:
+        def tolist(self):
+            raise RuntimeError("not now")
+
+    with pytest.raises(InputError, match="what it returns cannot be a list: RuntimeError: not now"):
+        score(lambda prompts, responses: Odd(), ["a"], ["b"])
+
+
+@pytest.mark.parametrize("enabled", [True, False])
+def test_a_function_that_switches_gradients_switches_its_own(enabled):
+    def reward(prompts, responses):
+        torch.set_grad_enabled(not enabled)
+        return [1.0] * len(prompts)
+
+    with torch.set_grad_enabled(enabled):
+        score(reward, ["a"], ["b"])
+        assert torch.is_grad_enabled() == enabled
+
+
 def test_an_object_that_can_be_called_goes_by_its_class():
     class Reward:
         def __call__(self, prompts, responses):
