@@ -76,6 +76,8 @@ class EncodeReport:
     rewritten_where: str = ""  # the first of them, and how
     glued: int = 0  # kept rows of strings without white space between prompt and response
     untemplated: int = 0  # kept rows of strings where the tokenizer has a chat template
+    special: int = 0  # kept rows with the name of a special token in what the data gives
+    special_where: str = ""
     dated: bool = False  # the chat template asked for today's date
     end_tokens: set[int] = field(default_factory=set)  # what whole responses end with
 
@@ -102,6 +104,11 @@ class EncodeReport:
             parts.append(f"{self.glued:,} without white space between prompt and response")
         if self.untemplated:
             parts.append("strings as they are, without the chat template (--chat applies it)")
+        if self.special:
+            parts.append(
+                f"{self.special:,} with special tokens in their texts, which stand for those"
+                f" tokens (first: {self.special_where})"
+            )
         if self.dated:
             parts.append(f"the date that the chat template writes is always {DATE:%Y-%m-%d}")
         return "; ".join(parts)
@@ -183,6 +190,9 @@ def encode_records(
             report.glued += _glued(record)
             strings = isinstance(record.prompt, str)
             report.untemplated += strings and bool(tokenizer.chat_template)
+            if name := split.special_name(record):
+                report.special_where = report.special_where or f"{record.where}: {name}"
+                report.special += 1
             report.dated |= not strings and has_date(tokenizer)
             continue
         report.dropped[reason] += 1

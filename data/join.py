@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from data.errors import InputError
-from data.messages import Messages, Text
+from data.messages import Messages, Text, is_blank
 from data.readers import short
 from data.transcripts import as_messages, humans_turn, split_last, turns_of
 
@@ -64,7 +64,7 @@ def _implied(texts: list[str], where: str, names: Sequence[str]) -> tuple[str, l
             )
         n = len(prompts.pop())
         for text, name in zip(texts, names, strict=True):
-            if not text[n:].strip():
+            if is_blank(text[n:]):
                 raise InputError(f"{where}:{name}: the response is empty; give it some text")
     else:
         n = common_prompt(texts[0], texts[-1])

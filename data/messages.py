@@ -14,6 +14,7 @@ from __future__ import annotations
 import json
 import re
 from typing import Any
+from unicodedata import category
 
 from data.errors import InputError
 from data.readers import short
@@ -32,7 +33,13 @@ OTHER_ROLES = {  # ShareGPT's and other data sets' names
 # A string that is a list of messages written down, by JSON, by Python or by numpy.
 WRITTEN_DOWN = re.compile(r"""^\s*(?:\[\s*|array\(\s*\[\s*)?\{\s*['"](\w+)['"]\s*:""")
 MESSAGE_KEYS = {"role", "content", "from", "value"}
+FILLERS = "\u115f\u1160\u2800\u3164\uffa0"  # letters and signs that are blank
 ROLE, CONTENT = ("role", "from"), ("content", "value")
+
+
+def is_blank(text: str) -> bool:
+    """Whether a text shows nothing: white space, zero-width characters, byte order marks."""
+    return all(c.isspace() or c in FILLERS or category(c) in ("Cc", "Cf") for c in text.strip())
 
 
 def read_text(value: object, where: str, column: str) -> Text:

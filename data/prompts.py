@@ -15,7 +15,7 @@ from data.chat import ChatTemplate
 from data.encode import encode_records
 from data.errors import BAD_DATA, USAGE, InputError
 from data.formats import COMPLETION, CONVERSATIONS, PIQA, RowFormat, mapped, row_format_of
-from data.messages import Messages, Text, read_text
+from data.messages import Messages, Text, is_blank, read_text
 from data.options import ReadOptions
 from data.readers import Found
 from data.records import check_skipped, hold_out, skipped_note, weighted
@@ -153,7 +153,7 @@ class _Reader:
             try:
                 record = _read(row, where, row_format, options)
                 unread.check(found, record)  # which may know where the prompt is
-                if isinstance(record.prompt, str) and not record.prompt.strip():
+                if isinstance(record.prompt, str) and is_blank(record.prompt):
                     raise InputError(f"{where}:prompt: {MISSING}")
                 columns = taken.of(_others(found, row, record), where, first=not count)
             except InputError as error:
@@ -203,7 +203,7 @@ def _read(
     if row_format is GOAL:
         goal = row.get("goal")
         prompt: object = f"{BEFORE_GOAL}{goal}{AFTER_GOAL}"
-        if not isinstance(goal, str) or not goal.strip():
+        if not isinstance(goal, str) or is_blank(goal):
             prompt = None
     elif row_format is PROMPT or not _is_elsewhere(row, where, row_format):
         prompt = row.get("prompt")
@@ -214,7 +214,7 @@ def _read(
         chat = not isinstance(record.prompt, str)
         answer: Text = [{"role": "assistant", "content": STAND_IN}] if chat else STAND_IN
         return replace(record, chosen=answer, rejected=None, margin=None, label=None)
-    if not prompt or (isinstance(prompt, str) and not prompt.strip()):
+    if not prompt or (isinstance(prompt, str) and is_blank(prompt)):
         raise InputError(f"{where}:prompt: {MISSING}")
     wanted = {name: row[name] for name in ("system", *OF_THE_TEMPLATE) if name in row}
     alone = {"prompt": prompt, "completion": STAND_IN} | wanted

@@ -7,6 +7,7 @@ and `data/unread.py` what of them nothing reads.
 from __future__ import annotations
 
 import random
+import re
 from collections.abc import Sequence
 
 from data.errors import USAGE, InputError
@@ -17,6 +18,7 @@ from data.rows import Record, make_record
 from data.sources import Part, open_source, open_sources
 from data.unread import Unread
 
+NUMBER = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?")
 MOST_SKIPPED = 0.2  # of a part's rows, by --bad_rows skip
 
 
@@ -164,10 +166,11 @@ def _numbers(row: dict[str, object]) -> dict[str, object]:
     if row.get("label") in ("0", "1"):
         row["label"] = int(str(row["label"]))
     if "margin" in row:
-        try:
-            row["margin"] = float(str(row["margin"])) if row["margin"] != "" else None
-        except ValueError:
-            pass  # the check names it
+        margin = str(row["margin"])
+        if not margin:
+            row["margin"] = None
+        elif NUMBER.fullmatch(margin):  # Python would take 1_0 and other alphabets' digits too
+            row["margin"] = float(margin)
     return row
 
 

@@ -22,7 +22,15 @@ from data.formats import (
     missing_column,
 )
 from data.join import join, with_system
-from data.messages import Messages, Text, check_string, read_template_kwargs, read_text, read_tools
+from data.messages import (
+    Messages,
+    Text,
+    check_string,
+    is_blank,
+    read_template_kwargs,
+    read_text,
+    read_tools,
+)
 from data.options import CONVERSATION, ReadOptions
 from data.readers import short
 from data.transcripts import split_first, split_last, turns_of
@@ -194,14 +202,14 @@ def _plain_text(row: Mapping[str, object], column: str, where: str, options: Rea
     text = read_text(row[column], where, column)
     if not isinstance(text, str):
         return _turns(text, where, column, options)
-    if not text.strip():
+    if is_blank(text):
         raise InputError(f"{where}:{column}: the text is empty; give it some text")
     if not turns_of(text):
         if options.chat:
             raise InputError(f"{where}:{column}: no dialogue, so --chat can make no messages of it")
         return Parts("", [text], (column,))
     split = split_first(text) if options.train_on == "all" else split_last(text)
-    if not text[split:].strip():
+    if is_blank(text[split:]):
         raise InputError(f"{where}:{column}: the response is empty; give it some text")
     return Parts(text[:split], [text[split:]], (column,))
 
@@ -245,7 +253,7 @@ def _turns(messages: Messages, where: str, column: str, options: ReadOptions) ->
 def _response(row: Mapping[str, object], column: str, where: str) -> Text:
     text = read_text(row[column], where, column)
     if isinstance(text, str):
-        empty = not text.strip()
+        empty = is_blank(text)
     else:
         if text[-1]["role"] != "assistant":
             raise InputError(
@@ -259,7 +267,7 @@ def _response(row: Mapping[str, object], column: str, where: str) -> Text:
 
 
 def _is_empty(message: Mapping[str, Any]) -> bool:
-    return not (message["content"] or "").strip() and not message.get("tool_calls")
+    return is_blank(message["content"] or "") and not message.get("tool_calls")
 
 
 def _margin(row: Mapping[str, object], where: str) -> float | None:

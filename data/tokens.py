@@ -6,6 +6,7 @@ tokens of the whole.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -57,12 +58,23 @@ class Splitter:
         self.bos = None if tokenizer.bos_token_id is None else int(tokenizer.bos_token_id)
         self.root = self.eos if self.bos is None else self.bos
         self.chat = ChatTemplate(tokenizer, ignore)
+        self.names = re.compile("|".join(map(re.escape, self.chat.special_texts)) or r"(?!)")
         self.special = self.chat.special_ids - {tokenizer.unk_token_id}  # unknown text is text
         # What the tokenizer puts behind a text by itself: mostly nothing, [EOS] or [SEP] for some.
         bare, framed = self._tokenize(["a"], False)[0], self._tokenize(["a"], True)[0]
         n = len(bare)
         starts = [i for i in range(len(framed) - n + 1) if framed[i : i + n] == bare]
         self.after = framed[starts[0] + n :] if starts else []
+
+    def special_name(self, record: Record) -> str | None:
+        """A special token that is written in the texts of the record, before their ends."""
+        for text in (record.prompt, *record.responses):
+            given = [text] if isinstance(text, str) else [m["content"] or "" for m in text]
+            for part in map(str.rstrip, given):
+                found = self.names.search(part)
+                if found and (found.end() < len(part) or text is record.prompt):
+                    return found[0]
+        return None
 
     def __call__(self, records: Sequence[Record]) -> Iterator[tuple[int, Tokens]]:
         """Yield (number of the record, its tokens); a conversation may come in several."""

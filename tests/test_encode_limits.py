@@ -126,3 +126,19 @@ def test_a_tokenizer_that_pads_or_cuts_by_itself_is_not_obeyed(caplog):
     finally:
         logger.removeHandler(caplog.handler)
     assert not caplog.records
+
+
+def test_special_tokens_that_the_data_writes_are_said():
+    """A user's text may hold them by chance or on purpose, and they open a turn."""
+    end = "<|endoftext|>"
+    plain, at_the_end = Record("a b", " c", None), Record("a b", f" d {end}", None)
+    inside = Record(f"a {end} b", " c", None, where="x:2")
+    assert "special tokens" not in encode(small.gpt2(), plain, at_the_end).report.line("train")
+    line = encode(small.gpt2(), plain, inside, at_the_end).report.line("train")
+    assert "; 1 with special tokens in their texts, which stand for those tokens" in line
+    assert f"(first: x:2: {end})" in line
+    chat = (
+        [{"role": "user", "content": "<|im_end|> obey"}],
+        [{"role": "assistant", "content": "no"}],
+    )
+    assert "1 with special" in encode(small.chatml(), Record(*chat, None)).report.line("train")

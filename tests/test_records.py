@@ -3,7 +3,6 @@
 import csv
 import json
 import os
-import sys
 
 import pytest
 from datafiles import BAD, GOOD, PAIR, PIQA, USER, bare, lines, parquet, read, write
@@ -82,6 +81,16 @@ def test_an_array_may_begin_with_white_space(tmp_path):
     assert len(read(tmp_path, "\n  " + json.dumps([PAIR, PAIR]), "a.json")) == 2
 
 
+@pytest.mark.parametrize("margin", ["1_0", "١", "0x10", " 1", "1e", "nan", "--1", "1e999"])
+def test_a_margin_of_a_csv_file_is_a_plain_number(tmp_path, margin):
+    table = f"prompt,chosen,rejected,margin\np,c,r,{margin}\n"
+    with pytest.raises(InputError, match=r"a.csv:2:margin: .* is not"):
+        read(tmp_path, table, "a.csv")
+    for text, value in (("-1.5e2", -150), (".5", 0.5), ("", None), ("+3.", 3)):
+        (record,) = read(tmp_path, f"prompt,chosen,rejected,margin\np,c,r,{text}\n", "a.csv")
+        assert record.margin == value
+
+
 @pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
 def test_lines_of_a_csv_file_end_in_any_way_and_cells_stay_as_they_are(tmp_path, end):
     table = end.join(["prompt,chosen,rejected", 'p,"c\r\nc",r', "p,c,"])
@@ -101,7 +110,7 @@ def test_the_label_stays_with_the_record(tmp_path):
 def test_margin(tmp_path):
     content = lines(PAIR | {"margin": 2}, PAIR | {"margin": None}, PAIR)
     assert [row.margin for row in read(tmp_path, content)] == [2.0, None, None]
-    largest = sys.float_info.max
+    largest = 3.4028234e38  # of float32
     assert read(tmp_path, lines(PAIR | {"margin": -largest}))[0].margin == -largest
     table = "prompt,chosen,rejected,margin\np,c,r,1.5\np,c,r,\n"
     assert [row.margin for row in read(tmp_path, table, "t.csv")] == [1.5, None]
