@@ -171,6 +171,7 @@ class Args:
     train: TrainConfig
     loss_flags: dict[str, Any]  # of the loss's own config
     origin: dict[str, str]
+    started_in: str | None = None  # where relative paths begin, if not here: --export
 
 
 @dataclass(frozen=True)
@@ -235,6 +236,7 @@ def args_of_run(folder: Path) -> Args:
     Raises:
         InputError: there is no run, or another version of this program made it.
     """
+    folder = folder.resolve()
     made = read_json(folder / "config.json")
     if not isinstance(made.get("train"), dict) or not isinstance(made.get("loss"), dict):
         raise InputError(f"--export {folder}: no run directory (no config.json of a run)", NO_INPUT)
@@ -244,7 +246,7 @@ def args_of_run(folder: Path) -> Args:
         config = TrainConfig(**given | {"overwrite": False, "resume": False, "dry_run": False})
     except (TypeError, ValueError) as error:
         raise InputError(f"--export {folder}: config.json: {error}", USAGE) from error
-    return Args(config, made["loss"], made.get("origin", {}))
+    return Args(config, made["loss"], made.get("origin", {}), made.get("started_in"))
 
 
 def check_paths(run: Run) -> None:

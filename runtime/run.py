@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import os
 import sys
 from collections.abc import Callable
 from functools import partial
@@ -33,6 +34,8 @@ def launch(train: Callable[[Run, Accelerator, RunDirectory], None], args: Args) 
     SIGNALLED.listen()
     try:
         SIGNALLED.enter("preparing")
+        if args.started_in is not None and os.path.isdir(args.started_in):
+            os.chdir(args.started_in)
         loss = LOSSES[args.train.loss]
         run = resolve(args, loss.config, loss.learning_rate, DEFAULTS)
         check_flags(run)

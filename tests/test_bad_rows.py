@@ -106,7 +106,7 @@ OTHER_FORMATS = {
     "csv nul in the middle": ("a.csv", "\na\0\n\0\n", r":2: a NUL character"),
     "csv label": ("a.csv", "goal,sol1,sol2,label\ng,a,b,2\n", r":2:label: '2' is not 0 or 1"),
     "csv margin": ("a.csv", "prompt,chosen,rejected,margin\np,c,r,x\n", r":2:margin: 'x' is not a"),
-    "csv margin nan": ("a.csv", "prompt,chosen,rejected,margin\np,c,r,nan\n", r":2:margin: .nan. is not"),
+    "csv margin nan": ("a.csv", "prompt,chosen,rejected,margin\np,c,r,nan\n", r":2:margin: .nan."),
     "json array": ("a.json", json.dumps([PAIR, 3]), r":row 2:1: 3 is not an object"),
     "json empty array": ("a.json", "[]", r":1: the file has no rows"),
     "json cut": ("a.json", '[\n{"a": 1},\n{"a"', r":3:5: not JSON .*correct the array"),

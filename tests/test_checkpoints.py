@@ -9,7 +9,16 @@ import signal
 
 import pytest
 import torch
-from runs import pocket_rows, read, run, saves_are_done, timeless, weights, write_rows
+from runs import (
+    copy_base,
+    pocket_rows,
+    read,
+    run,
+    saves_are_done,
+    timeless,
+    weights,
+    write_rows,
+)
 from safetensors.torch import save_file
 
 from data import errors
@@ -251,3 +260,16 @@ def test_a_full_disk_loses_nothing(whole, tmp_path, keep):
     assert run(*flags).code == 0
     assert weights(out) == weights(unbroken) and timeless(out) == timeless(unbroken)
     assert (out / "export" / "model.safetensors").read_bytes() != weights(out)
+
+
+def test_a_checkpoint_is_exported_from_anywhere(whole, tmp_path):
+    """Relative paths of the run's command begin where it was started."""
+    here, other = tmp_path / "here", tmp_path / "other"
+    other.mkdir()
+    shutil.copytree(whole[0], here / "data")
+    copy_base(here / "model")
+    flags = (*FLAGS, "--data", "data", "--model", "model", "--output_dir", "out", "--keep", 1)
+    assert run(*flags, cwd=here).code == 0
+    exported = run("--export", "../here/out", cwd=other)
+    assert exported.code == 0, exported.err
+    assert (here / "out" / "export" / "model.safetensors").exists() and not list(other.iterdir())

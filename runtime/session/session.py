@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
@@ -151,6 +152,7 @@ class Session:
         run, plan, models = self.run, self.plan, self.models
         return {
             "command": command(),
+            "started_in": os.getcwd(),
             "train": asdict(run.train),
             "loss": asdict(run.loss),
             "origin": run.origin,
