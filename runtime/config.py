@@ -240,6 +240,8 @@ def args_of_run(folder: Path) -> Args:
     made = read_json(folder / "config.json")
     if not isinstance(made.get("train"), dict) or not isinstance(made.get("loss"), dict):
         raise InputError(f"--export {folder}: no run directory (no config.json of a run)", NO_INPUT)
+    if read_json(folder / "status.json").get("state") == "finished":
+        raise InputError(f"--export {folder}: the run is finished; its model is in final/", USAGE)
     given = made["train"] | {"output_dir": str(folder), "export": str(folder), "config": None}
     try:
         # As on the run's own command line: nothing is left to the defaults of today.

@@ -269,7 +269,10 @@ def test_a_checkpoint_is_exported_from_anywhere(whole, tmp_path):
     shutil.copytree(whole[0], here / "data")
     copy_base(here / "model")
     flags = (*FLAGS, "--data", "data", "--model", "model", "--output_dir", "out", "--keep", 1)
-    assert run(*flags, cwd=here).code == 0
+    assert run(*flags, cwd=here, before=full_after_step_6).code == errors.IO_ERROR
     exported = run("--export", "../here/out", cwd=other)
     assert exported.code == 0, exported.err
     assert (here / "out" / "export" / "model.safetensors").exists() and not list(other.iterdir())
+    assert run(*flags, cwd=here).code == 0
+    line = run("--export", here / "out").line
+    assert line == f"--export {here}/out: the run is finished; its model is in final/"
