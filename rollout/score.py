@@ -166,8 +166,12 @@ def _score_batch(
             return copy.deepcopy(list(values[rows.start : rows.stop]))
 
         given = {name: part(values) for name, values in columns.items()}
+        process = os.getpid()
         with torch.set_grad_enabled(torch.is_grad_enabled()):  # put back what the function changes
-            return reward(part(prompts), part(responses), **given)
+            returned = reward(part(prompts), part(responses), **given)
+        if os.getpid() != process:
+            os._exit(0)  # a child that the function forked and let return: one trains, not two
+        return returned
 
     try:
         given = call(batch)

@@ -211,6 +211,18 @@ def test_what_cannot_become_a_list_is_one_line():
         score(lambda prompts, responses: Odd(), ["a"], ["b"])
 
 
+def test_a_child_that_a_function_forks_does_not_go_on(tmp_path):
+    def reward(prompts, responses):
+        if os.fork() != 0:
+            os.wait()
+        return [1.0] * len(prompts)
+
+    assert score(reward, ["a"], ["b"]) == [1.0]
+    with open(tmp_path / "who", "a", encoding="utf-8") as file:
+        file.write("one\n")
+    assert (tmp_path / "who").read_text("utf-8") == "one\n"
+
+
 @pytest.mark.parametrize("enabled", [True, False])
 def test_a_function_that_switches_gradients_switches_its_own(enabled):
     def reward(prompts, responses):

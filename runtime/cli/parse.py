@@ -101,7 +101,8 @@ def parse_or_exit(argv: Sequence[str]) -> Args:
     try:
         return parse_args(argv)
     except InputError as error:
-        print(f"train.py: {error}", file=sys.stderr)
+        with contextlib.suppress(OSError, ValueError):  # a closed or full stderr
+            print(f"train.py: {error}", file=sys.stderr, flush=True)
         sys.exit(error.exit_code)
 
 
