@@ -22,7 +22,7 @@ if __name__ == "__main__":
     from runtime.launch import die_with_launcher
     from runtime.process.signals import SIGNALLED
 
-    SIGNALLED.listen()
+    SIGNALLED.listen(to_the_end=True)
     die_with_launcher()
     ARGS = parse_or_exit(sys.argv[1:])
 

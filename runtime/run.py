@@ -30,7 +30,7 @@ DEFECT = 1  # of this program, or of a reward function: the traceback is printed
 
 def launch(train: Callable[[Run, Accelerator, RunDirectory], None], args: Args) -> int:
     """Call `train` with everything resolved and the directory taken; the exit code."""
-    directory = None
+    directory, code = None, DEFECT
     SIGNALLED.listen()
     try:
         SIGNALLED.enter("preparing")
@@ -60,6 +60,7 @@ def launch(train: Callable[[Run, Accelerator, RunDirectory], None], args: Args) 
         directory.rescue = None  # it holds the DDP module too, and so do frames in cycles
         gc.collect()
         del accelerator, group  # in this order: the accelerator owns the DDP module
+        code = 0
     except BaseException as error:
         SIGNALLED.enter("ending")
         failure = failure_of(error)
@@ -67,12 +68,14 @@ def launch(train: Callable[[Run, Accelerator, RunDirectory], None], args: Args) 
             mine = f"{type(error).__name__}: {error}"
             give_up(directory, PEERS.fail(mine, DEFECT), silent=PEERS.rank == 0)
             raise
-        return give_up(directory, PEERS.fail(*failure), interrupted=failure[1] == INTERRUPTED)
+        interrupted = failure[1] == INTERRUPTED
+        code = give_up(directory, PEERS.fail(*failure), interrupted=interrupted)
     finally:
         PEERS.leave()
-        SIGNALLED.close()
-    directory.close()
-    return 0
+        SIGNALLED.close(code)
+    if directory is not None:
+        directory.close()
+    return code
 
 
 def failure_of(error: BaseException) -> tuple[str, int] | None:

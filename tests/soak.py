@@ -84,7 +84,8 @@ def disturbed(loss, steps, out, rng):
             process.send_signal(getattr(signal, name))
             code = process.wait(60)
             done[name] += 1
-            assert code in (0, -signal.SIGKILL, INTERRUPTED), process.stderr.read()
+            told = process.stderr.read()
+            assert code in (0, -signal.SIGKILL, INTERRUPTED), (code, told)
             done["damaged"] += rng.random() < 0.3 and damage(out, rng)
         if code in (0, CANNOT_CREATE):
             return done

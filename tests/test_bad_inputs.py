@@ -208,7 +208,7 @@ def test_a_nan_in_the_weights_ends_the_run_before_the_first_step(tmp_path, good,
     model, out = copy_base(tmp_path / "model"), tmp_path / "out"
     nan_weight(model, name, start)
     done = run("--loss", loss, "--data", good, "--model", model, "--output_dir", out)
-    assert done.code == errors.NOT_FINITE and "weights damaged?" in done.line
+    assert done.code == errors.BAD_DATA and done.line.endswith(f"have NaN or infinity in {name}")
     assert not (out / "metrics.jsonl").exists()
 
 

@@ -4,6 +4,8 @@ import errno
 import os
 import re
 import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -125,3 +127,20 @@ def test_a_directory_that_is_no_runs_is_left_as_it_is(tmp_path):
     done = run("--loss", "dpo", "--output_dir", tmp_path, *QUICK)
     assert done.code == errors.CANNOT_CREATE and done.line
     assert [file.name for file in tmp_path.iterdir()] == ["thesis.tex"]
+
+
+@pytest.mark.parametrize("whole, ended_with, code", [
+    (True, 0, 0), (True, 76, 76), (False, 0, -signal.SIGTERM),
+])  # fmt: skip
+def test_a_signal_after_the_end_changes_no_exit_code(whole, ended_with, code):
+    """A run that is finished has not failed because its process took a moment to leave."""
+    lines = (
+        "import os, signal",
+        "from runtime.process.signals import SIGNALLED",
+        f"SIGNALLED.listen(to_the_end={whole})",
+        f"SIGNALLED.close({ended_with})",
+        "os.kill(os.getpid(), signal.SIGTERM)",
+        "raise SystemExit(9)",
+    )
+    done = subprocess.run([sys.executable, "-c", "\n".join(lines)], cwd=ROOT, timeout=60)
+    assert done.returncode == code

@@ -22,6 +22,7 @@ import signal
 import threading
 import time
 from collections.abc import Iterator
+from functools import partial
 from types import FrameType
 from typing import Literal
 
@@ -51,12 +52,17 @@ class StopSignals:
         self.requested: str | None = None  # the first signal's name
         self._at = 0.0
         self._held = False
+        self._to_the_end = False
         self._before: dict[int, object] = {}
 
-    def listen(self) -> None:
-        """Handle the signals from now on; a process handles them once, in its main thread."""
+    def listen(self, *, to_the_end: bool = False) -> None:
+        """Handle the signals from now on; a process handles them once, in its main thread.
+
+        `to_the_end`: the run is all that this process does, see `close`.
+        """
         if self._before or threading.current_thread() is not threading.main_thread():
             return
+        self._to_the_end = to_the_end
         for number in SIGNALS:
             if signal.getsignal(number) is signal.SIG_IGN and number == signal.SIGHUP:
                 continue  # nohup
@@ -72,12 +78,17 @@ class StopSignals:
         if phase == "ending" and hasattr(signal, "setitimer"):
             signal.setitimer(signal.ITIMER_REAL, 0)
 
-    def close(self) -> None:
-        """Handle the signals as before `listen`; forget those that came."""
+    def close(self, exit_code: int) -> None:
+        """The run has ended. Forget the signals that came, and handle them as before `listen`.
+
+        In a process of its own a signal ends what is left of it, with the run's exit code: a run
+        that is finished has not failed because a signal came a moment after.
+        """
         if hasattr(signal, "setitimer") and self._before:
             signal.setitimer(signal.ITIMER_REAL, 0)
         for number, handler in self._before.items():
-            signal.signal(number, handler)  # type: ignore[arg-type]
+            ended = number in SIGNALS and self._to_the_end
+            signal.signal(number, partial(_exit, exit_code) if ended else handler)  # type: ignore[arg-type]
         self.__init__()  # type: ignore[misc]
 
     @contextlib.contextmanager
@@ -114,6 +125,10 @@ class StopSignals:
             signal.setitimer(signal.ITIMER_REAL, 0.1)
         else:
             raise Interrupted
+
+
+def _exit(exit_code: int, *_: object) -> None:
+    os._exit(exit_code)
 
 
 def _say(line: str) -> None:
