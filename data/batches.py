@@ -6,6 +6,7 @@ random number generator, and a run's position in the data is its step number.
 
 from __future__ import annotations
 
+import heapq
 import math
 import random
 from collections.abc import Sequence
@@ -60,28 +61,28 @@ def micro_batches(lengths: Sequence[int], ranks: int, max_tokens: int) -> list[l
     alone. Where there are fewer rows than places, some micro-batches are empty.
     """
     longest_first = sorted(range(len(lengths)), key=lambda i: -lengths[i])
-    shares = _balance(longest_first, lengths, ranks)
+    shares = balance(longest_first, lengths, ranks)
     count = max(1, max(_min_bins(share, lengths, max_tokens) for share in shares))
-    return [[sorted(b) for b in _balance(share, lengths, count)] for share in shares]
+    return [[sorted(b) for b in balance(share, lengths, count)] for share in shares]
 
 
-def _balance(rows: Sequence[int], lengths: Sequence[int], bins: int) -> list[list[int]]:
-    """Longest first into the emptiest bin: near-equal sums."""
+def balance(rows: Sequence[int], lengths: Sequence[int], bins: int) -> list[list[int]]:
+    """Rows, the longest first, each into the emptiest bin: near-equal sums."""
     filled: list[list[int]] = [[] for _ in range(bins)]
-    totals = [0] * bins
+    emptiest = [(0, b) for b in range(bins)]  # a heap; among equals the first bin
     for i in rows:
-        b = totals.index(min(totals))
+        total, b = heapq.heappop(emptiest)
         filled[b].append(i)
-        totals[b] += lengths[i]
+        heapq.heappush(emptiest, (total + lengths[i], b))
     return filled
 
 
 def _min_bins(rows: Sequence[int], lengths: Sequence[int], max_tokens: int) -> int:
-    """The smallest number of bins that `_balance` fills without passing `max_tokens`."""
+    """The smallest number of bins that `balance` fills without passing `max_tokens`."""
     # A bin holds no more than max_tokens, apart from one that a single longer row fills.
     least = -(-sum(min(lengths[i], max_tokens) for i in rows) // max_tokens)
     for count in range(max(1, least), len(rows) + 1):
-        bins = _balance(rows, lengths, count)
+        bins = balance(rows, lengths, count)
         if all(sum(lengths[i] for i in b) <= max_tokens or len(b) == 1 for b in bins):
             return count
     return len(rows)

@@ -21,7 +21,7 @@ from transformers.models.auto.modeling_auto import (
 from data.encode import Row
 from data.errors import InputError
 from data.splits import Split
-from data.trees import ROW_TOKENS, pack, shared_length, tree_mask, tree_tokens
+from data.trees import pack, shared_length, tree_mask, tree_tokens
 from losses.base import masked_sum
 from losses.logprobs import token_logprobs
 from models import layout as layouts
@@ -283,13 +283,6 @@ def test_padding_and_neighbours_change_nothing():
         by_itself = Policy(model)(pack([row]))
         pair = together[2 * i : 2 * i + 2, : by_itself.shape[1]]
         assert relative_error(pair, by_itself) < THROUGH_A_MODEL
-
-
-def test_rows_are_filled_up_to_the_target_width():
-    batch = pack(make_rows(200, seed=1))
-    used = (batch.example >= 0).sum(-1)
-    assert batch.input_ids.shape[1] <= ROW_TOKENS
-    assert (used[:-1] > ROW_TOKENS * 0.9).all()
 
 
 def test_one_response_one_branch_and_a_prefix_of_another():
