@@ -18,7 +18,7 @@ types:
 	mypy --config-file tests/mypy.ini
 
 test:
-	python -m pytest
+	python -m pytest -n 2
 
 slow:
 	python -m pytest -m slow

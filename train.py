@@ -17,12 +17,14 @@ import sys
 
 if __name__ == "__main__":
     # Before the heavy imports below, so that --help and a typo answer at once, a signal is obeyed
-    # from the first moment, and a launcher's early end is not missed.
+    # from the first moment, a launcher's early end is not missed, and torch's threads know.
     from runtime.cli import parse_or_exit
     from runtime.launch import die_with_launcher
     from runtime.process.signals import SIGNALLED
+    from runtime.process.threads import sleep_while_waiting
 
     SIGNALLED.listen(to_the_end=True)
+    sleep_while_waiting()
     die_with_launcher()
     ARGS = parse_or_exit(sys.argv[1:])
 

@@ -22,7 +22,7 @@ models/ locate checkpoint pad load save forward inference layout __init__
 rollout/ state rewards sample answers score reward_model experience steps __init__
 runtime/ state files config directory launch metrics optimizer
 runtime/cli/ flags config_file parse __init__
-runtime/process/ signals peers __init__
+runtime/process/ threads signals peers __init__
 runtime/guards/ outputs limits finite memory best __init__
 runtime/ report card curves
 runtime/checkpoints/ store content identity saver __init__

@@ -158,6 +158,7 @@ def _tyro(
         default = {} if flag.default is MISSING else {"default": flag.default}
         members.append((flag.name, flag_type, field(kw_only=True, **default)))
     title = f"Train with {loss}." if loss else "Add --loss NAME to see that loss's own flags too."
+    title += " Threads sleep while they wait, unless OMP_WAIT_POLICY or its like is set."
     stderr = io.StringIO()
     try:
         with contextlib.redirect_stderr(stderr), _wide_enough():
