@@ -25,14 +25,10 @@ LONGEST = 1 << 20  # characters made of messages that have not a tenth as many
 DATE = datetime(2024, 7, 26)  # for today's: what Llama's templates write where they cannot ask
 CLOCK = "strftime_now"  # transformers' function for templates
 # The function as a macro: it is the template's own, and so comes before that of the surroundings.
-DATED = (
-    f"{{% macro {CLOCK}(form) %}}{{{{ form"
-    + "".join(
-        f"|replace('%{code}', '{DATE.strftime(f'%{code}')}')"
-        for code in (*(f"-{c}" for c in "dmyHIMSj"), *"aAbBcdHIjmMpSUwWxXyYzZ%")
-    )
-    + " }}{% endmacro %}\n"
-)
+CODES = {f"%-{code}": str(int(DATE.strftime(f"%{code}"))) for code in "dmyHIMSj"}
+CODES |= {f"%{code}": DATE.strftime(f"%{code}") for code in "aAbBcdHIjmMpSUwWxXyYzZ%"}
+REPLACED = "".join(f"|replace('{code}', '{text}')" for code, text in CODES.items())
+DATED = f"{{% macro {CLOCK}(form) %}}{{{{ form{REPLACED} }}}}{{% endmacro %}}\n"
 
 
 def apply_template(
@@ -51,7 +47,7 @@ def apply_template(
             chat_template=template,
             **variables,
         )
-    if len(text) > LONGEST and len(text) > 10 * len(str(messages)):
+    if len(text) > LONGEST and len(text) > 10 * len(str((messages, variables))):
         raise ValueError(f"it makes {len(text):,} characters of them")
     return str(text)
 
