@@ -45,7 +45,7 @@ def step_seconds(flags: list[str], setting: str) -> float:
         subprocess.run(command, check=True, capture_output=True, env=env | SETTINGS[setting])
         lines = Path(folder, "metrics.jsonl").read_text("utf-8").splitlines()
     at = [row["seconds"] for row in map(json.loads, lines) if "loss" in row]
-    return statistics.median(b - a for a, b in pairwise(at[WARM_UP - 1 :]))
+    return float(statistics.median(b - a for a, b in pairwise(at[WARM_UP - 1 :])))
 
 
 @contextmanager
