@@ -46,6 +46,7 @@ from .base import (
 if TYPE_CHECKING:
     from data.trees import TreeBatch
 
+ROUNDING = 32  # units in the last place by which a log-prob of two packings may differ
 Variant = Literal["sigmoid", "robust", "ipo", "hinge"]
 
 
@@ -143,13 +144,16 @@ def step(logps: Tensor, batch: TreeBatch, config: DPOConfig) -> LossOutput:
     )
     chosen_rewards = config.beta * (policy_chosen - ref_chosen)  # eq. 5, without the partition term
     rejected_rewards = config.beta * (policy_rejected - ref_rejected)
+    # Policy and reference are packed otherwise, and round otherwise: that much is still a tie.
+    size = config.beta * (policy_chosen.abs() + policy_rejected.abs())
+    rounding = ROUNDING * torch.finfo(size.dtype).eps * size
     return LossOutput(
         {"pairs": losses.sum()},
         {
             "rewards/chosen": sum_and_count(chosen_rewards),
             "rewards/rejected": sum_and_count(rejected_rewards),
             "rewards/margins": sum_and_count(chosen_rewards - rejected_rewards),
-            "rewards/accuracies": sum_and_count(chosen_rewards > rejected_rewards),
+            "rewards/accuracies": sum_and_count(chosen_rewards - rejected_rewards > rounding),
             "logps/chosen": sum_and_count(policy_chosen),
             "logps/rejected": sum_and_count(policy_rejected),
         },
