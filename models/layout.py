@@ -47,10 +47,16 @@ def choose_layout(
     if task == "seq_cls" and not hasattr(model, "score"):
         family = type(model).__name__
         raise InputError(f"{name}: {family} has no head named score, so cannot be a reward model")
-    if include_last_token:
-        truth = _scores_alone(model, rows)
-    else:
-        truth = Policy(model, fused=False)(pack(rows, layout="rectangle").to(model.device))
+    try:
+        if include_last_token:
+            truth = _scores_alone(model, rows)
+        else:
+            truth = Policy(model, fused=False)(pack(rows, layout="rectangle").to(model.device))
+    except (*REFUSALS, AttributeError, AssertionError) as error:  # odd values in its config.json
+        if "memory" in str(error):
+            raise
+        reason = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+        raise InputError(f"{name}: it cannot be run ({reason}); see its config.json") from error
     if not truth.isfinite().all():
         damaged = "are not finite; are its weights damaged?"
         raise InputError(f"{name}: its {outputs} {damaged}", NOT_FINITE)

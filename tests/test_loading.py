@@ -145,6 +145,9 @@ REFUSED = {
         "its tokenizer cannot be loaded: The repository ",
     ),
     "missing shard": (no_shard, "No such file or directory: "),
+    "a field that fails in the forward": (
+        lambda f: edit(f, output_hidden_states="111"), "it cannot be run (TypeError: "
+    ),
     "pickled weights": (
         lambda f: (only(f, "config.json", "tokenizer.json", "tokenizer_config.json"),
                    (f / "pytorch_model.bin").write_bytes(b"nonsense")),
