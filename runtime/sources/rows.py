@@ -83,7 +83,8 @@ class RowPlan:
         token_ids = self.train.token_ids | self.heldout.token_ids
         check_vocabulary(model, token_ids, f"--model {config.model}")
         model.to(self.accelerator.device)
-        layout, trained, how = choose_layout(model, config.layout, self.loss.task)
+        name = f"--model {config.model}"
+        layout, trained, how = choose_layout(model, config.layout, self.loss.task, name)
         description = f"{config.model}, {parameters(model)}, {how}"
         return RowModels(self, trained, model, layout, description)
 
