@@ -128,6 +128,8 @@ def _refuse_pickles(where: str, who: str) -> None:
 
 def _refuse_positions(config: PreTrainedConfig, who: str) -> None:
     text: Any = config.get_text_config()
+    if not isinstance(text, PreTrainedConfig):
+        raise InputError(f"{who}: text_config in its config.json is {text!r}, and no object")
     for field in POSITIONS:
         value = getattr(text, field, None)
         if isinstance(value, int) and value <= 0 and text.model_type != "xlnet":  # -1: no limit

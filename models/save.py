@@ -101,7 +101,7 @@ def taught_to_stop(
     if config is None:
         return None
     theirs = config.eos_token_id
-    stops = [] if theirs is None else [theirs] if isinstance(theirs, int) else list(theirs)
+    stops = [i for i in (theirs if isinstance(theirs, list) else [theirs]) if isinstance(i, int)]
     ours: list[Any] = [tokenizer.eos_token_id, *sorted(end_tokens)]
     more = [i for i in dict.fromkeys(ours) if i is not None and i not in stops]
     if not more:

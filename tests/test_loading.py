@@ -145,6 +145,9 @@ REFUSED = {
         "its tokenizer cannot be loaded: The repository ",
     ),
     "missing shard": (no_shard, "No such file or directory: "),
+    "no text config": (
+        lambda f: edit(f, text_config=1.5), "text_config in its config.json is 1.5, and no object"
+    ),
     "a field that fails in the forward": (
         lambda f: edit(f, output_hidden_states="111"), "it cannot be run (TypeError: "
     ),

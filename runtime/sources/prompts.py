@@ -161,8 +161,8 @@ class PromptPlan:
     def _other_stop_tokens(self, policy: PreTrainedModel) -> str:
         """A remark on stop tokens of the model's generation_config, which ppo does not read."""
         ends: Any = getattr(policy.generation_config, "eos_token_id", None) or []
-        ends = [ends] if isinstance(ends, int) else ends
-        others = [end for end in ends if end not in self.end_tokens]
+        ends = ends if isinstance(ends, list) else [ends]
+        others = [e for e in ends if isinstance(e, int) and e not in self.end_tokens]
         names = ",".join(filter(None, self.tokenizer.convert_ids_to_tokens(others)))
         return f"; generate() would also stop at {names}, ppo by --stop_tokens" if names else ""
 
