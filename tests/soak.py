@@ -7,7 +7,6 @@ SIGKILL, SIGTERM or a damaged newest checkpoint at random moments.
 """
 
 import argparse
-import json
 import os
 import random
 import signal
@@ -25,6 +24,7 @@ import psutil  # noqa: E402
 from runs import OFFLINE, ROOT, timeless, weights  # noqa: E402
 
 from data.errors import CANNOT_CREATE, INTERRUPTED  # noqa: E402
+from runtime.files import read_json, write_json  # noqa: E402
 
 
 def start(loss, steps, out):
@@ -101,7 +101,8 @@ def main():
     from benchmarks.record import commit, machine
     from runtime.report import versions
 
-    found = {}
+    # The file has every loss of its own run: it can be filled one loss at a time.
+    found = read_json(Path(given.results)).get("losses", {})
     for loss in given.losses.split(","):
         with tempfile.TemporaryDirectory() as folder:
             whole, out, began = Path(folder) / "whole", Path(folder) / "out", time.monotonic()
@@ -113,11 +114,13 @@ def main():
                 "memory, bytes a minute": round(slope(memory)),
                 "memory, most bytes": max(memory),
                 "seconds": round(time.monotonic() - began),
+                "steps": given.steps,
+                "commit": commit(),
             }
-            print(loss, found[loss], flush=True)
-    about = {"command": f"python tests/soak.py {given.results}", "steps": given.steps}
-    about |= {"losses": found, "commit": commit(), "versions": versions(), "machine": machine()}
-    Path(given.results).write_text(json.dumps(about, indent=2) + "\n", "utf-8")
+        print(loss, found[loss], flush=True)
+        about = {"command": f"python tests/soak.py {given.results}", "losses": found}
+        about |= {"commit": commit(), "versions": versions(), "machine": machine()}
+        write_json(Path(given.results), about)
     return 0 if all(one["same weights"] and one["same metrics"] for one in found.values()) else 1
 
 
