@@ -37,6 +37,17 @@ class Tokens:
     rewritten: str
 
 
+def end_token(tokenizer: PreTrainedTokenizerBase) -> int:
+    """The id of the token that ends a response; InputError where there is none."""
+    if tokenizer.eos_token_id is None:
+        raise InputError(
+            "the tokenizer has no eos_token, so no response could end;"
+            " set eos_token in its tokenizer_config.json",
+            USAGE,
+        )
+    return int(tokenizer.eos_token_id)
+
+
 class Splitter:
     """Tokenise records and split them into prompt and responses, the EOS put on."""
 
@@ -48,13 +59,7 @@ class Splitter:
         skipped: list[InputError] | None,
     ) -> None:
         self.tokenizer, self.sampled, self.skipped = tokenizer, sampled, skipped
-        if tokenizer.eos_token_id is None:
-            raise InputError(
-                "the tokenizer has no eos_token, so no response could end;"
-                " set eos_token in its tokenizer_config.json",
-                USAGE,
-            )
-        self.eos = int(tokenizer.eos_token_id)
+        self.eos = end_token(tokenizer)
         self.bos = None if tokenizer.bos_token_id is None else int(tokenizer.bos_token_id)
         self.root = self.eos if self.bos is None else self.bos
         self.chat = ChatTemplate(tokenizer, ignore)

@@ -27,6 +27,7 @@ import torch
 from torch import Tensor
 
 from data.errors import USAGE, InputError
+from data.tokens import end_token
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -59,9 +60,9 @@ def stop_ids(tokenizer: PreTrainedTokenizerBase, stop_tokens: str | None) -> tup
     """Ids of the tokens that end a response: the end token, then those named, comma-separated.
 
     Raises:
-        InputError: a name is not one token of the tokenizer.
+        InputError: a name is not one token of the tokenizer, or it has no end token.
     """
-    ids = [int(tokenizer.eos_token_id)]
+    ids = [end_token(tokenizer)]
     for token in stop_tokens.split(",") if stop_tokens is not None else ():
         number: Any = tokenizer.convert_tokens_to_ids(token)
         if number is None or tokenizer.convert_ids_to_tokens(number) != token:

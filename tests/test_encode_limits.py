@@ -9,6 +9,7 @@ import small_tokenizers as small
 from data.encode import NO_ROOM, NO_TOKENS, SAME, SAME_CUT, TOO_LONG, encode_records
 from data.errors import USAGE, InputError
 from data.rows import Record
+from rollout.sample import stop_ids
 
 PAIR = Record("The sea is", " blue.", " surely a newspaper.")
 
@@ -109,8 +110,9 @@ def test_nothing_left_is_an_error():
 def test_a_tokenizer_without_eos_is_refused():
     tokenizer = copy.deepcopy(small.gpt2())
     tokenizer.eos_token = None
-    with pytest.raises(InputError, match="has no eos_token.*; set eos_token"):
-        encode(tokenizer, PAIR)
+    for needs_it in (lambda: encode(tokenizer, PAIR), lambda: stop_ids(tokenizer, None)):
+        with pytest.raises(InputError, match="has no eos_token.*; set eos_token"):
+            needs_it()
 
 
 def test_a_tokenizer_that_pads_or_cuts_by_itself_is_not_obeyed(caplog):
