@@ -52,11 +52,11 @@ def choose_layout(
             truth = _scores_alone(model, rows)
         else:
             truth = Policy(model, fused=False)(pack(rows, layout="rectangle").to(model.device))
-    except (*REFUSALS, AttributeError, AssertionError) as error:  # odd values in its config.json
-        if "memory" in str(error):
+    except (*REFUSALS, AttributeError, AssertionError) as problem:  # odd values in its config.json
+        if "memory" in str(problem):
             raise
-        reason = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
-        raise InputError(f"{name}: it cannot be run ({reason}); see its config.json") from error
+        reason = f"{type(problem).__name__}: {' '.join(str(problem).split())[:200]}"
+        raise InputError(f"{name}: it cannot be run ({reason}); see its config.json") from problem
     if not truth.isfinite().all():
         damaged = "are not finite; are its weights damaged?"
         raise InputError(f"{name}: its {outputs} {damaged}", NOT_FINITE)
