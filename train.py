@@ -51,7 +51,7 @@ from runtime.metrics import Totals, step_means, with_means
 from runtime.optimizer import make_optimizer
 from runtime.report import settings
 from runtime.run import launch
-from runtime.session.preflight import check_warmup, preflight
+from runtime.session.preflight import check_unchanged, check_warmup, preflight
 from runtime.session.session import Session
 from runtime.sources.base import Plan
 from runtime.sources.prompts import plan_prompts
@@ -130,6 +130,7 @@ def train(run: Run, accelerator: Accelerator, directory: RunDirectory) -> None:
     if config.dry_run:
         say(plan.preview(), *preflight(run))
         return
+    check_unchanged(run, plan, accelerator.num_processes, directory)
 
     # ---- load: the models, the optimizer, and what gives the batches
     models = plan.load()

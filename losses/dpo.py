@@ -46,7 +46,6 @@ from .base import (
 if TYPE_CHECKING:
     from data.trees import TreeBatch
 
-ROUNDING = 32  # units in the last place by which a log-prob of two packings may differ
 Variant = Literal["sigmoid", "robust", "ipo", "hinge"]
 
 
@@ -127,7 +126,8 @@ def dpo_loss(
 
 def step(logps: Tensor, batch: TreeBatch, config: DPOConfig) -> LossOutput:
     reduce = masked_sum if config.logp_reduction == "sum" else masked_mean
-    seq_logps, ref_logps = reduce(logps, batch.mask), batch.columns["ref_seq_logps"]  # (S,)
+    seq_logps = reduce(logps, batch.mask)  # (S,)
+    ref_logps = batch.columns["ref_seq_logps"].to(seq_logps.dtype)
     if config.logp_reduction == "mean":
         ref_logps = ref_logps / batch.mask.sum(-1).clamp(min=1)
     policy_chosen, policy_rejected = rearrange(seq_logps, "(pairs two) -> two pairs", two=2)
@@ -144,16 +144,13 @@ def step(logps: Tensor, batch: TreeBatch, config: DPOConfig) -> LossOutput:
     )
     chosen_rewards = config.beta * (policy_chosen - ref_chosen)  # eq. 5, without the partition term
     rejected_rewards = config.beta * (policy_rejected - ref_rejected)
-    # Policy and reference are packed otherwise, and round otherwise: that much is still a tie.
-    size = config.beta * (policy_chosen.abs() + policy_rejected.abs())
-    rounding = ROUNDING * torch.finfo(size.dtype).eps * size
     return LossOutput(
         {"pairs": losses.sum()},
         {
             "rewards/chosen": sum_and_count(chosen_rewards),
             "rewards/rejected": sum_and_count(rejected_rewards),
             "rewards/margins": sum_and_count(chosen_rewards - rejected_rewards),
-            "rewards/accuracies": sum_and_count(chosen_rewards - rejected_rewards > rounding),
+            "rewards/accuracies": sum_and_count(chosen_rewards > rejected_rewards),
             "logps/chosen": sum_and_count(policy_chosen),
             "logps/rejected": sum_and_count(policy_rejected),
         },

@@ -22,7 +22,7 @@ from losses import LOSSES
 from models.forward import ActorCritic, Policy
 from models.load import load_causal_lm
 from rollout import experience
-from runtime.sources.reference import cache_key, reference_logps
+from runtime.sources.reference import cache_key, reference_logps, training_batches
 from train import optimizer_step
 
 END = 2
@@ -143,7 +143,8 @@ def test_two_steps_of_dpo(tmp_path):
     accelerator, loss, rate = Accelerator(cpu=True), LOSSES["dpo"], 0.05
     policy = Policy(load_causal_lm(str(tmp_path), dtype="float64"))
     data = Split(make_rows(2))
-    reference = reference_logps(accelerator, policy, data, max_tokens=1000)
+    batches = training_batches(accelerator, data, [[2, 0], [4, 1, 3]], 1000)
+    reference = reference_logps(accelerator, policy, data, batches)
     data = data.with_columns({"ref_seq_logps": reference})
     optimizer, found = torch.optim.SGD(policy.parameters(), lr=rate), []
     for _ in range(2):

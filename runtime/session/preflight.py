@@ -1,18 +1,45 @@
-"""What --dry_run checks beside the data: whether the run could begin, and has room."""
+"""What is checked before any weight is loaded: whether the run could begin, or go on."""
 
 from __future__ import annotations
 
 import shutil
+from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 from data.errors import BAD_DATA, IO_ERROR, USAGE, InputError
 from losses import LOSSES
 from models.checkpoint import attempt, files_numbers
 from models.locate import locate
+from runtime.checkpoints.identity import check_same
 from runtime.config import Run
-from runtime.directory import check_directory
+from runtime.directory import RunDirectory, check_directory
+from runtime.files import read_json
+from runtime.guards.outputs import say
+from runtime.report import versions
+from runtime.sources.base import Plan
 
 ADAMW = 3  # a checkpoint holds the weights and two moments of each
+
+
+def identity_of(run: Run, plan: Plan, processes: int) -> dict[str, Any]:
+    """Of what config.json holds, what makes a run the same run: see `check_same`."""
+    return {
+        "train": asdict(run.train),
+        "loss": asdict(run.loss),
+        "processes": processes,
+        "identity": plan.identity,
+        "versions": versions(),
+    }
+
+
+def check_unchanged(run: Run, plan: Plan, processes: int, directory: RunDirectory) -> None:
+    """Where there is a run to go on with, raise InputError if it is another one."""
+    if directory.unfinished:
+        before = read_json(directory.path / "config.json")
+        allowed = (run.train.allow_changed or "").split(",")
+        for line in check_same(before, identity_of(run, plan, processes), allowed):
+            say(f"changed since the run began: {line}")
 
 
 def preflight(run: Run) -> list[str]:

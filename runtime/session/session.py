@@ -6,7 +6,7 @@ import os
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
@@ -21,7 +21,6 @@ from losses import LOSSES
 from losses.base import Loss
 from models.save import Final, final_of
 from runtime.checkpoints.content import restore
-from runtime.checkpoints.identity import check_same
 from runtime.checkpoints.saver import Saver
 from runtime.config import Run
 from runtime.directory import RunDirectory
@@ -29,8 +28,9 @@ from runtime.files import read_json
 from runtime.guards.best import check_metric, note_evaluation
 from runtime.guards.outputs import Trackers, say
 from runtime.process.signals import SIGNALLED, Interrupted
-from runtime.report import Progress, command, versions
+from runtime.report import Progress, command
 from runtime.session.finish import finish
+from runtime.session.preflight import identity_of
 from runtime.sources.base import Evaluation, Feed, Models, Plan
 from runtime.sources.heldout import check_start
 from runtime.state import TrainState
@@ -80,7 +80,7 @@ class Session:
         False: a model was to be exported, and has been.
 
         Raises:
-            InputError: the run that is there is another one, or there is none to go on with.
+            InputError: there is none to go on with.
         """
         config, state = self.run.train, self.state
         if not self._go_on():
@@ -114,10 +114,6 @@ class Session:
         directory, config, state = self.directory, self.run.train, self.state
         there, checkpoint = False, None
         if directory.unfinished:
-            before = read_json(directory.path / "config.json")
-            allowed = (config.allow_changed or "").split(",")
-            for line in check_same(before, self._config, allowed):
-                say(f"changed since the run began: {line}")
             checkpoint = self.saver.newest()
             there = checkpoint is not None
             if not there:
@@ -149,20 +145,16 @@ class Session:
     @cached_property
     def _config(self) -> dict[str, Any]:
         """What config.json holds."""
-        run, plan, models = self.run, self.plan, self.models
+        plan, models = self.plan, self.models
         return {
             "command": command(),
             "started_in": os.getcwd(),
-            "train": asdict(run.train),
-            "loss": asdict(run.loss),
-            "origin": run.origin,
+            "origin": self.run.origin,
             "data": plan.data,
             "steps": plan.steps,
             "model": models.description,
             "layout": models.layout,
-            "processes": self.accelerator.num_processes,
-            "identity": plan.identity,
-            "versions": versions(),
+            **identity_of(self.run, plan, self.accelerator.num_processes),
         }
 
     # ---- around the steps

@@ -2,13 +2,18 @@
 
 At step 0 the policy is the reference, so the policy's own forward gives them. They are kept in the
 run directory, keyed by everything they depend on, so that a run started again need not repeat them.
+
+A forward rounds by what else is in its batch: in bfloat16 a response's log-prob moves by 0.1 nats.
+So the pass takes training rows in the micro-batches of the steps that train them first, and there
+policy and reference round alike: before the first update DPO's h is exactly 0, in any precision.
+Rows that no step takes are left out.
 """
 
 from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,10 +23,11 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from data.batches import inference_batches
 from data.errors import InputError
-from data.splits import Split
+from data.splits import Split, StepRows
+from data.trees import TreeBatch
 from losses.base import accumulation_dtype, masked_sum
-from models.inference import forward_pass
 from models.layout import choose_layout
 from models.load import check_vocabulary, load_causal_lm
 from runtime.config import TrainConfig
@@ -36,37 +42,68 @@ def with_reference(
     policy: nn.Module,
     config: TrainConfig,
     ref_model: str | None,
-    splits: Sequence[Split],
+    train: Split,
+    steps: Sequence[Sequence[int]],
+    heldout: Split,
     path: Path,
-) -> list[Split]:
-    """The splits with the column `ref_seq_logps`: computed, or read from `path` where it is kept.
+) -> tuple[Split, Split]:
+    """Both splits with the column `ref_seq_logps`: computed, or read from `path` where it is kept.
 
     Without `ref_model` the reference is the policy as it is now, so this comes before any update.
     Another reference is loaded, run once over the rows, and freed.
+
+    Args:
+        steps: the training rows of optimizer steps; the column is NaN for those of no step.
     """
-    model, asked = accelerator.unwrap_model(policy).model, splits
+    model, layout = accelerator.unwrap_model(policy).model, train.layout
     if ref_model is not None:
         model = load_causal_lm(ref_model, dtype=config.dtype, flag="--ref_model")
         model.to(accelerator.device)
-        token_ids = {token for split in splits for token in split.token_ids}
-        check_vocabulary(model, token_ids, f"--ref_model {ref_model}")
+        check_vocabulary(model, train.token_ids | heldout.token_ids, f"--ref_model {ref_model}")
         layout, module, _ = choose_layout(model, config.layout, name=f"--ref_model {ref_model}")
         policy = accelerator.prepare_model(module, evaluation_mode=True)
-        asked = [replace(split, layout=layout) for split in splits]
 
-    key = cache_key(model, asked, COLUMN, config.mixed_precision, config.max_tokens)
+    asked = [replace(split, layout=layout) for split in (train, heldout)]
+    settings = (COLUMN, config.mixed_precision, config.max_tokens, steps)
+    key = cache_key(model, asked, *settings)
     shapes = {str(i): len(s.rows) * len(s.rows[0].responses) for i, s in enumerate(asked)}
     kept = read_cache(path, key, shapes)
     if kept is None:
-        kept = {
-            str(i): reference_logps(accelerator, policy, split, config.max_tokens)
-            for i, split in enumerate(asked)
-        }
-        for i, split in enumerate(asked):
-            check_finite(kept[str(i)], split, f"--ref_model {ref_model or config.model}")
+        passes = (
+            training_batches(accelerator, asked[0], steps, config.max_tokens),
+            heldout_batches(accelerator, asked[1], config.max_tokens),
+        )
+        kept = {}
+        who = f"--ref_model {ref_model or config.model}"
+        for i, (split, batches) in enumerate(zip(asked, passes, strict=True)):
+            kept[str(i)] = reference_logps(accelerator, policy, split, batches, who)
         if accelerator.is_main_process:
             write_cache(path, key, kept)
-    return [split.with_columns({COLUMN: kept[str(i)]}) for i, split in enumerate(splits)]
+    return train.with_columns({COLUMN: kept["0"]}), heldout.with_columns({COLUMN: kept["1"]})
+
+
+def training_batches(
+    accelerator: Accelerator, split: Split, steps: Iterable[Sequence[int]], max_tokens: int
+) -> Iterator[tuple[TreeBatch, list[bool]]]:
+    """This rank's micro-batches of the steps that take a row for the first time, and which do."""
+    ranks, rank = accelerator.num_processes, accelerator.process_index
+    seen: set[int] = set()
+    for rows in steps:
+        new = set(rows) - seen
+        if new:
+            step = StepRows(split, rows, ranks, rank)
+            for batch in step.batches(max_tokens, accelerator.device):
+                yield batch, [i in new for i in batch.index.tolist()]
+        seen |= new
+
+
+def heldout_batches(
+    accelerator: Accelerator, split: Split, max_tokens: int
+) -> Iterator[tuple[TreeBatch, list[bool]]]:
+    """This rank's batches as evaluation has them; all of their rows are new."""
+    ranks, rank = accelerator.num_processes, accelerator.process_index
+    for members in inference_batches(split.lengths, ranks, max_tokens)[rank]:
+        yield split.batch(members, accelerator.device), [True] * len(members or [0])
 
 
 def check_finite(logps: Tensor, data: Split, who: str) -> None:
@@ -77,22 +114,38 @@ def check_finite(logps: Tensor, data: Split, who: str) -> None:
         raise InputError(f"{row.where}: {who} gives it a log-prob of {logps[bad[0]].item()}")
 
 
+@torch.no_grad()
 def reference_logps(
-    accelerator: Accelerator, policy: nn.Module, data: Split, max_tokens: int
+    accelerator: Accelerator,
+    policy: nn.Module,
+    data: Split,
+    batches: Iterable[tuple[TreeBatch, list[bool]]],
+    who: str = "--ref_model",
 ) -> Tensor:
-    """(S,) log-probability of each response, summed over its tokens, on the CPU."""
-    rank, ranks = accelerator.process_index, accelerator.num_processes
+    """(S,) log-probability of each response, summed over its tokens, on the CPU.
+
+    Args:
+        batches: of this rank, each with whether its rows count; NaN for rows that never do.
+        who: what to call the model in an error.
+
+    Raises:
+        InputError: a log-prob is not finite.
+    """
     device, k = accelerator.device, len(data.rows[0].responses)
-    sums = torch.zeros((len(data.rows), k), dtype=accumulation_dtype(device), device=device)
-    for members, batch, logps in forward_pass(
-        policy, data, max_tokens=max_tokens, device=device, rank=rank, ranks=ranks
-    ):
+    dtype = accumulation_dtype(device)
+    sums = torch.zeros((len(data.rows), k), dtype=dtype, device=device)
+    times = torch.zeros(len(data.rows), dtype=dtype, device=device)
+    for batch, new in batches:
+        seq_logps = masked_sum(policy(batch), batch.mask).to(sums.dtype).view(-1, k)
         if not batch.dummy:
-            seq_logps = masked_sum(logps, batch.mask)
-            sums[members] = seq_logps.to(sums.dtype).view(len(members), k)
-    # every row was computed on one rank and is 0 on the others
-    reduced: Tensor = accelerator.reduce(sums, "sum")
-    return reduced.flatten().cpu()
+            count = torch.tensor(new, device=device)
+            sums.index_add_(0, batch.index[count], seq_logps[count])
+            times.index_add_(0, batch.index[count], times.new_ones(sum(new)))
+    # A row is on one rank and 0 on the others; or there twice, where a step has a row twice.
+    sums, times = (accelerator.reduce(x, "sum") for x in (sums, times))
+    check_finite(sums.flatten(), data, who)
+    means: Tensor = sums / times[:, None]
+    return means.flatten().cpu()
 
 
 def cache_key(model: nn.Module, splits: Sequence[Split], *settings: object) -> str:

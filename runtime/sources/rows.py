@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import partial
+from functools import cached_property, partial
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -60,12 +61,19 @@ class RowPlan:
     def preview(self) -> str:
         return show_examples(self.train.rows, self.tokenizer)
 
-    @property
+    @cached_property
     def identity(self) -> dict[str, str]:
         rows = (row for split in (self.train, self.heldout) for row in split.rows)
         hashes = {"data": rows_hash(replace(row, where="") for row in rows)}
         hashes["model"] = model_files(self.run.train.model)
         return hashes | {"ref_model": model_files(getattr(self.run.loss, "ref_model", None))}
+
+    @property
+    def first_epoch(self) -> list[list[int]]:
+        """The rows of every step of the first epoch, as far as the run goes."""
+        config, rows = self.run.train, len(self.train.rows)
+        steps = min(self.steps, math.ceil(rows / config.batch_size))
+        return [step_rows(s, rows, config.batch_size, config.seed) for s in range(1, steps + 1)]
 
     def initial_rollout_state(self) -> None:
         return None
@@ -103,17 +111,19 @@ class RowModels:
 
     def feed(self, trained: nn.Module, state: TrainState, directory: Path) -> RowFeed:
         plan = self.plan
-        splits = [replace(split, layout=self.layout) for split in (plan.train, plan.heldout)]
+        train, heldout = (replace(x, layout=self.layout) for x in (plan.train, plan.heldout))
         if "reference" in plan.loss.needs(plan.run.loss):
-            splits = with_reference(
+            train, heldout = with_reference(
                 plan.accelerator,
                 trained,
                 plan.run.train,
                 plan.run.loss.ref_model,
-                splits,
+                train,
+                plan.first_epoch,
+                heldout,
                 directory / "reference.safetensors",
             )
-        return RowFeed(plan, self, trained, *splits)
+        return RowFeed(plan, self, trained, train, heldout)
 
 
 @dataclass(frozen=True)
