@@ -1,0 +1,112 @@
+"""Whether bfloat16 changes what a run learns: the same runs with and without it, by seed.
+
+    python -m benchmarks.precision benchmarks/results/precision.json --model DIR --data DIR
+
+Every run is listed as it ends, and a file that has some of them is gone on with. The held-out
+metrics are of the run's own precision; before training they show what rounding alone does.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+import tempfile
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+from benchmarks.record import commit, hide, machine
+from runtime.files import read_json, write_json
+from runtime.report import versions
+
+ROOT = Path(__file__).resolve().parent.parent
+RATES = {"sft": 1e-5, "dpo": 5e-6}
+PRECISIONS = ("no", "bf16")
+SHOWN = ("loss", "accuracy", "rewards/margins", "rewards/accuracies")
+
+
+def one_run(loss: str, seed: int, precision: str, flags: list[str]) -> dict[str, Any]:
+    with tempfile.TemporaryDirectory() as folder:
+        command = [sys.executable, str(ROOT / "train.py"), "--loss", loss, "--seed", str(seed)]
+        command += ["--mixed_precision", precision, "--learning_rate", str(RATES[loss]), *flags]
+        subprocess.run([*command, "--output_dir", folder], check=True, capture_output=True)
+        summary = read_json(Path(folder, "summary.json"))
+        lines = Path(folder, "metrics.jsonl").read_text("utf-8").splitlines()
+    at = [row["seconds"] for row in map(json.loads, lines) if "grad_norm" in row]
+    return {
+        "loss": loss,
+        "seed": seed,
+        "precision": precision,
+        "steps": summary["steps"],
+        "median step, seconds": statistics.median(b - a for a, b in pairwise(at)),
+        **{
+            when: {name: summary[when][name] for name in SHOWN if name in summary[when]}
+            for when in ("before", "after")
+        },
+    }
+
+
+def comparison(runs: list[dict[str, Any]]) -> dict[str, Any]:
+    """Of every loss: what each precision gained on the held-out rows, seed by seed."""
+    found: dict[str, Any] = {}
+    for loss in RATES:
+        by = {(r["seed"], r["precision"]): r for r in runs if r["loss"] == loss}
+        seeds = sorted({seed for seed, _ in by if all((seed, p) in by for p in PRECISIONS)})
+        if not seeds:
+            continue
+        pairs = [[by[seed, p] for p in PRECISIONS] for seed in seeds]
+        found[loss] = {
+            "held-out loss after, float32 and bf16": [
+                [run["after"]["loss"] for run in pair] for pair in pairs
+            ],
+            "bf16 minus float32 after, mean": statistics.mean(
+                bf16["after"]["loss"] - full["after"]["loss"] for full, bf16 in pairs
+            ),
+            "bf16 minus float32 before, mean": statistics.mean(
+                bf16["before"]["loss"] - full["before"]["loss"] for full, bf16 in pairs
+            ),
+            "float32's loss after: spread over seeds": max(p[0]["after"]["loss"] for p in pairs)
+            - min(p[0]["after"]["loss"] for p in pairs),
+            "float32's gain, mean": statistics.mean(
+                full["before"]["loss"] - full["after"]["loss"] for full, _ in pairs
+            ),
+        }
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("results", type=Path)
+    parser.add_argument("--model", required=True)
+    parser.add_argument("--data", required=True)
+    parser.add_argument("--steps", type=int, default=25)
+    parser.add_argument("--seeds", type=int, default=3)
+    given = parser.parse_args()
+    flags = ["--model", given.model, "--data", given.data, "--max_steps", str(given.steps)]
+    runs: list[dict[str, Any]] = read_json(given.results).get("runs", [])
+    for seed in range(given.seeds):
+        for loss in RATES:
+            for precision in PRECISIONS:
+                if any(
+                    (run["loss"], run["seed"], run["precision"]) == (loss, seed, precision)
+                    for run in runs
+                ):
+                    continue
+                runs.append(one_run(loss, seed, precision, flags))
+                print(json.dumps(runs[-1]), flush=True)
+                about = {
+                    "command": hide(" ".join(["python -m benchmarks.precision", *sys.argv[1:]])),
+                    "comparison": comparison(runs),
+                    "runs": runs,
+                    "commit": commit(),
+                    "versions": versions(),
+                    "machine": machine(),
+                }
+                write_json(given.results, about)
+
+
+if __name__ == "__main__":
+    main()
