@@ -97,8 +97,8 @@ class TrainConfig:
     """At every evaluation let lm-eval's own piqa task score the held-out rows too (PIQA rows)."""
     seed: int = 0
     """Fixes the order of the rows and whatever else is drawn."""
-    mixed_precision: Literal["no", "bf16", "fp16"] = "no"
-    """Autocast the forward; weights and optimizer stay in float32, so that no update is lost."""
+    mixed_precision: Literal["auto", "no", "bf16", "fp16"] = "no"
+    """Autocast the forward (auto: bf16 where it is faster); weights and optimizer stay in float32."""
     dtype: Literal["float32", "float64"] = "float32"
     """Precision of weights and optimizer; a narrower one would round small updates away."""
     gradient_checkpointing: bool = False

@@ -1,4 +1,4 @@
-"""Checks of how the program was started, for the ways that go wrong in silence.
+"""How the program was started: checks for the ways that go wrong in silence, and the Accelerator.
 
 `accelerate launch --cpu --num_processes 2` starts one process. `torchrun` on a machine without a
 GPU, without ACCELERATE_USE_CPU, starts several that each believe to be alone. SIGTERM to
@@ -14,10 +14,12 @@ import ctypes
 import os
 import signal
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from data.errors import USAGE, InputError
 from runtime.config import TrainConfig
+from runtime.files import read_json
 
 if TYPE_CHECKING:  # imported below where it is needed: `die_with_launcher` comes before torch
     from accelerate import Accelerator
@@ -27,6 +29,11 @@ SHARDED = {  # what accelerate's launcher sets, and for what
     "ACCELERATE_USE_DEEPSPEED": "DeepSpeed",
     "ACCELERATE_USE_MEGATRON_LM": "Megatron-LM",
     "ACCELERATE_USE_PARALLELISM_CONFIG": "a parallelism_config",
+}
+PRECISIONS = {
+    "no": "float32",
+    "bf16": "bfloat16 in the forward, float32 weights",
+    "fp16": "float16 in the forward, float32 weights",
 }
 COUNTS = ("WORLD_SIZE", "RANK", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_PORT")  # by launchers
 RIGHT_WAY = (
@@ -83,11 +90,11 @@ def make_accelerator(config: TrainConfig) -> Accelerator:
         if name not in installed:
             raise InputError(f"--report_to {name} is not installed: pip install {name}", USAGE)
     launched = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
-    if launched not in ("no", config.mixed_precision):
+    if config.mixed_precision != "auto" and launched not in ("no", config.mixed_precision):
         given = f"accelerate launch was given {launched}"
         raise InputError(f"{given}; give --mixed_precision {launched} to train.py too", USAGE)
     accelerator = Accelerator(
-        mixed_precision=config.mixed_precision,
+        mixed_precision=precision_of(config),
         # as a plugin: given as a number, the launcher's environment would override it
         gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),
         log_with=trackers or None,
@@ -96,6 +103,49 @@ def make_accelerator(config: TrainConfig) -> Accelerator:
     if config.mixed_precision == "fp16" and accelerator.device.type == "cpu":
         raise InputError("--mixed_precision fp16 needs a GPU; on a CPU take bf16", USAGE)
     return accelerator
+
+
+def precision_of(config: TrainConfig) -> str:
+    """--mixed_precision by Accelerate's name, with auto decided by one rank for all.
+
+    A run that is gone on with keeps what it began with: another timing could say otherwise.
+    """
+    if config.mixed_precision != "auto":
+        return config.mixed_precision
+    from accelerate import PartialState
+    from accelerate.utils import broadcast_object_list, parse_flag_from_env
+
+    from models.checkpoint import read_config
+    from models.precision import Precision, choose_precision
+    from runtime.guards.outputs import say
+
+    launched = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
+    # What the Accelerator would make, and takes over.
+    state = PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU"))
+    found = Precision("no", "")
+    if launched != "no":
+        found = Precision(launched, "as accelerate launch was told")
+    elif before := _begun_with(config):
+        found = Precision(before, "as the run began")
+    elif state.is_main_process:
+        width = getattr(read_config(config.model).get_text_config(), "hidden_size", 0)
+        found = choose_precision(state.device, width, config.dtype)
+    values = [found]
+    if state.num_processes > 1:
+        broadcast_object_list(values)
+    found = Precision(*values[0])
+    say(f"precision: {PRECISIONS[found.name]} ({found.reason})")
+    return found.name
+
+
+def _begun_with(config: TrainConfig) -> str | None:
+    """The precision of the unfinished run that this one goes on with, if there is one."""
+    out = Path(str(config.output_dir))
+    finished = read_json(out / "status.json").get("state") == "finished"
+    if config.overwrite or config.dry_run or finished:
+        return None
+    value = read_json(out / "config.json").get("train", {}).get("mixed_precision")
+    return value if value in PRECISIONS else None
 
 
 def check_launch(accelerator: Accelerator) -> None:

@@ -6,6 +6,7 @@ import gc
 import os
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -42,6 +43,7 @@ def launch(train: Callable[[Run, Accelerator, RunDirectory], None], args: Args) 
         check_numbers(run)
         check_paths(run)
         accelerator = make_accelerator(run.train)
+        run = replace(run, train=replace(run.train, mixed_precision=accelerator.mixed_precision))
         check_launch(accelerator)
         # DDP's destructor holds the GIL. With DDP the last owner of a gloo group it also waits for
         # gloo's thread, which may wait for the GIL (torch 2.13): the group must go after it.

@@ -18,15 +18,15 @@ data/ template rendering chat tokens encode batches trees splits unread
 data/pocket/ world rows text base __init__ __main__
 data/ piqa selection shards cards folders locations sources records prompts __init__
 losses/ base sampling_config advantages logprobs LOSSES __init__
-models/ locate checkpoint pad load save forward inference layout __init__
+models/ precision locate checkpoint pad load save forward inference layout __init__
 rollout/ state rewards sample answers score reward_model experience steps __init__
-runtime/ state files config directory launch metrics optimizer
+runtime/ state files config directory metrics optimizer
 runtime/cli/ flags config_file parse __init__
 runtime/process/ threads signals peers __init__
 runtime/guards/ outputs limits finite memory best __init__
 runtime/ report card curves
 runtime/checkpoints/ store content identity saver __init__
-runtime/ run
+runtime/ launch run
 runtime/sources/ base heldout lm_harness reference rows rewards prompts __init__
 runtime/session/ preflight finish session __init__
 runtime/ __init__
