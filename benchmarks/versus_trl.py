@@ -14,6 +14,7 @@ nothing else meanwhile, or the figures are of something else. Cells: benchmarks/
 from __future__ import annotations
 
 import argparse
+import signal
 import sys
 import tempfile
 from collections.abc import Callable
@@ -33,9 +34,10 @@ NOTE = (
     "One process a run, in turns. OMP_WAIT_POLICY is PASSIVE on both sides, other variables of"
     " OpenMP and MKL are unset. AdamW, constant learning rate, gradient clipped to norm 1 (ppo: not"
     " clipped), float32 weights; TRL keeps its own logging every 10 steps, train.py writes every"
-    " step. train.py also evaluates 8 held-out rows before and after, which is in `finished` and in"
-    " the peak. In cell `launch` the run has one step, so the pass of the reference is over that"
-    " step's rows; the whole of it is in `epoch`. In `best` both sides take batches of like length."
+    " step. train.py also evaluates 8 held-out rows (ppo: 256 responses) before and after, which is"
+    " in `finished` and in the peak. In cell `launch` the run has one step, so the pass of the"
+    " reference is over that step's rows; the whole of it is in `epoch`. In `best` both sides take"
+    " batches of like length."
 )
 
 
@@ -44,7 +46,7 @@ class Bench:
 
     def __init__(self, given: argparse.Namespace, folder: Path) -> None:
         self.given, self.folder = given, folder
-        self.results: dict[str, Any] = {"note": NOTE, "cells": {}} | read_json(given.results)
+        self.results: dict[str, Any] = {"cells": {}} | read_json(given.results)
         self.pairs, self.heldout = read_pairs(given.model, given.data)
         self.scorer = ""
 
@@ -86,7 +88,8 @@ class Bench:
                     found = self.trl(cell, files, made, precision)
                     record["versions of TRL's side"] = found.pop("versions")
                 record["runs"].append({"pair": pair, "side": side, **found})
-                record["summary"] = summarize(cell, record["runs"])
+                exact = record.get("TRL's precisions", {}).get("float32", {}).get("losses", ())
+                record["summary"] = summarize(cell, record["runs"], exact)
                 record["commit"] = commit()
                 print(name, pair, side, record["summary"].get("TRL / ours"), flush=True)
                 self.write()
@@ -115,16 +118,18 @@ class Bench:
         """TRL's faster one, by a short run of each; None: that of the cell."""
         if not cell.chooses_precision:
             return None
-        probes: dict[str, float] = record.setdefault("seconds a step of TRL, by precision", {})
+        probes: dict[str, Any] = record.setdefault("TRL's precisions", {})
         for precision in ("float32", "bf16"):
             if precision not in probes:
                 run = self.trl(cell, files, PROBE_STEPS, precision)
-                probes[precision] = sum(step_seconds(run, 2)) / (PROBE_STEPS - 2)
+                seconds = sum(step_seconds(run, 2)) / (PROBE_STEPS - 2)
+                probes[precision] = {"seconds a step": seconds, "losses": run["losses"]}
                 self.write()
-        return min(probes, key=lambda name: probes[name])
+        return min(probes, key=lambda name: float(probes[name]["seconds a step"]))
 
     def write(self) -> None:
         self.results |= {
+            "note": NOTE,
             "command": hide(" ".join(["python -m benchmarks.versus_trl", *sys.argv[1:]])),
             "commit": commit(),
             "versions": versions(),
@@ -184,6 +189,7 @@ def main() -> None:
     names = given.cells.split(",")
     for name in names:
         cell_named(name)  # a wrong one is said before hours of runs
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # ends the run that goes on too
     with tempfile.TemporaryDirectory() as folder:
         bench = Bench(given, Path(folder))
         for name in names:

@@ -12,7 +12,8 @@ GIB = 2**30
 
 def table(results: dict[str, Any]) -> str:
     """A row a cell, in the order of the results."""
-    head = ["cell", "ours, s", "TRL, s", "TRL / ours [95 %]", "above imports, GiB", "ours / TRL"]
+    head = ["cell", "precision", "ours, s", "TRL, s", "TRL / ours [95 %]"]
+    head += ["above imports, GiB", "ours / TRL"]
     lines = [head, ["---"] * len(head)]
     lines += [[name, *_cells(cell.get("summary", {}))] for name, cell in results["cells"].items()]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
@@ -22,11 +23,13 @@ def _cells(summary: dict[str, Any]) -> list[str]:
     if not summary or summary.get("void"):
         largest = summary.get("check", {}).get("largest relative difference")
         why = "not run" if largest is None else f"void: differs by {largest:.1e}"
-        return ["–", "–", why, "–", "–"]
+        return ["–", "–", "–", why, "–", "–"]
     seconds, ratio = summary["seconds"], summary["TRL / ours"]
+    precisions = list(dict.fromkeys(summary["precision"].values()))
     low, high = ratio["95 %"]
     memory = summary["peak bytes above imports"]
     return [
+        " against ".join(precisions),
         *(f"{seconds[side]:.3g}" for side in ("ours", "trl")),
         f"{ratio['median']:.2f} [{low:.2f}, {high:.2f}]",
         f"{memory['ours'] / GIB:.2f} against {memory['trl'] / GIB:.2f}",

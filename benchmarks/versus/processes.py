@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -143,17 +145,24 @@ def watch(
     began = time.time()
     with open(folder / "output.txt", "w", encoding="utf-8") as output:
         process = subprocess.Popen(
-            command, env=dict(env), cwd=folder, stdout=output, stderr=subprocess.STDOUT
+            command,
+            env=dict(env),
+            cwd=folder,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
         )
         try:
             while process.poll() is None and not _has(lines, mark):
                 time.sleep(POLL_SECONDS)
             first = time.time() - began
             process.wait()
-        finally:
-            process.kill()
+        finally:  # with what a launcher has started
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
     if process.returncode:
-        raise Failed((folder / "output.txt").read_text("utf-8", errors="replace")[-2000:])
+        said = (folder / "output.txt").read_text("utf-8", errors="replace")[-2000:]
+        raise Failed(f"{said}\nended with {process.returncode}")  # -9: no memory was left
     return {"first_step": first, "finished": time.time() - began}
 
 

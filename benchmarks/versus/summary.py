@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.versus.cells import COMPARED, SAME_METRICS, Cell
+from benchmarks.versus.cells import COMPARED, SAME, SAME_METRICS, Cell
 
 RESAMPLES = 10_000
 Run = dict[str, Any]
@@ -41,8 +41,12 @@ def interval(ratios: Sequence[float], seed: int = 0) -> tuple[float, float]:
     return float(low), float(high)
 
 
-def check(cell: Cell, ours: Run, trl: Run) -> dict[str, Any]:
-    """Whether two runs are the same training, by the losses of their first steps; else void."""
+def check(cell: Cell, ours: Run, trl: Run, exact: Sequence[float] = ()) -> dict[str, Any]:
+    """Whether two runs are the same training, by the losses of their first steps; else void.
+
+    Args:
+        exact: TRL's first losses in float32, where `trl` is in bfloat16.
+    """
     tolerance = cell.tolerance(trl["precision"])
     if cell.kind == "ppo":
         return {"void": False, "compared": "nothing: each side samples its own responses"}
@@ -54,6 +58,12 @@ def check(cell: Cell, ours: Run, trl: Run) -> dict[str, Any]:
         found[mine], largest = pair, max(largest, _relative(*pair))
     found["largest relative difference"] = largest
     found["void"] = largest > tolerance
+    if exact and ours["precision"] == "float32":
+        both = list(zip(ours["losses"], exact, strict=False))
+        found["in float32"] = max(_relative(*pair) for pair in both)
+        if found["in float32"] > SAME:
+            found |= {"void": True, "largest relative difference": found["in float32"]}
+            compared = both
     if found["void"]:
         found["losses"] = compared
     return found
@@ -75,14 +85,18 @@ def pairs_of(runs: Sequence[Run]) -> list[tuple[Run, Run]]:
     ]
 
 
-def summarize(cell: Cell, runs: Sequence[Run]) -> dict[str, Any]:
-    """A cell's line; {} before its first pair is whole. A void cell has no ratio."""
+def summarize(cell: Cell, runs: Sequence[Run], exact: Sequence[float] = ()) -> dict[str, Any]:
+    """A cell's line; {} before its first pair is whole. A void cell has no ratio.
+
+    `exact` is that of `check`.
+    """
     pairs = pairs_of(runs)
     if not pairs:
         return {}
-    checks = [check(cell, *pair) for pair in pairs]
+    checks = [check(cell, *pair, exact) for pair in pairs]
     worst = max(checks, key=lambda c: (c["void"], c.get("largest relative difference", 0)))
     found: dict[str, Any] = {"pairs": len(pairs), "check": worst}
+    found["precision"] = {side: pairs[0][i]["precision"] for i, side in enumerate(("ours", "trl"))}
     if worst["void"]:
         return found | {"void": True}
     seconds = [(seconds_of(cell, ours), seconds_of(cell, trl)) for ours, trl in pairs]
