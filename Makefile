@@ -1,5 +1,5 @@
 # CONTRIBUTING.md's commands by name; tests/test_project_files.py holds the two equal.
-.PHONY: help install format lint types test slow interruptions soak saving threads templates fuzz ci mutation figures links
+.PHONY: help install format lint types test slow interruptions soak saving threads versus templates fuzz ci mutation figures links
 
 help:
 	@grep '# make ' CONTRIBUTING.md
@@ -34,6 +34,9 @@ saving:
 
 threads:
 	python -m benchmarks.threads benchmarks/results/threads.json --model HuggingFaceTB/SmolLM2-135M --data piqa
+
+versus:
+	python -m benchmarks.versus_trl benchmarks/results/versus_trl.json --model HuggingFaceTB/SmolLM2-135M --data piqa
 
 templates:
 	ALIGNMENT_CASES=50000 python -m pytest tests/test_templates.py
