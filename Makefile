@@ -1,5 +1,5 @@
 # CONTRIBUTING.md's commands by name; tests/test_project_files.py holds the two equal.
-.PHONY: help install format lint types test slow interruptions soak saving threads versus templates fuzz ci mutation figures links
+.PHONY: help install format lint types test slow interruptions soak saving precision threads versus templates fuzz ci mutation figures links
 
 help:
 	@grep '# make ' CONTRIBUTING.md
@@ -31,6 +31,9 @@ soak:
 
 saving:
 	python -m benchmarks.saving benchmarks/results/saving.json --model HuggingFaceTB/SmolLM2-135M --data piqa
+
+precision:
+	python -m benchmarks.precision benchmarks/results/precision.json --model HuggingFaceTB/SmolLM2-135M --data piqa
 
 threads:
 	python -m benchmarks.threads benchmarks/results/threads.json --model HuggingFaceTB/SmolLM2-135M --data piqa

@@ -98,7 +98,7 @@ class TrainConfig:
     seed: int = 0
     """Fixes the order of the rows and whatever else is drawn."""
     mixed_precision: Literal["auto", "no", "bf16", "fp16"] = "no"
-    """Autocast the forward (auto: bf16 where it is faster); weights and optimizer stay in float32."""
+    """Autocast the forward (auto: bf16 where that is faster); float32 weights and optimizer."""
     dtype: Literal["float32", "float64"] = "float32"
     """Precision of weights and optimizer; a narrower one would round small updates away."""
     gradient_checkpointing: bool = False

@@ -52,7 +52,7 @@ def test_the_makefile_has_contributings_commands():
     assert list(targets) == re.findall(r"\w+", read("Makefile").split(".PHONY:")[1].split("\n")[0])
     del targets["help"]  # prints those lines of CONTRIBUTING.md
     assert targets == contributing_commands()
-    names = "install format lint types test slow interruptions soak saving threads versus"
+    names = "install format lint types test slow interruptions soak saving precision threads versus"
     names += " templates fuzz ci mutation figures links"
     assert list(targets) == names.split()
 
