@@ -307,7 +307,7 @@ def test_field_08_help_offers_no_precision_that_is_refused(capsys):
     with pytest.raises(SystemExit):
         parse("--loss dpo --help")
     shown = capsys.readouterr().out
-    assert "--dtype {float32,float64}" in shown and "--mixed_precision {no,bf16,fp16}" in shown
+    assert "--dtype {float32,float64}" in shown and "--mixed_precision {auto,no,bf16,fp16}" in shown
 
 
 @pytest.mark.parametrize("flag", ["--data", "--output_dir", "--model", "--eval_data", "--columns"])
