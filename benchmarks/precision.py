@@ -11,37 +11,32 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
-import subprocess
-import sys
 import tempfile
-from itertools import pairwise
+from itertools import pairwise, product
 from pathlib import Path
 from typing import Any
 
-from benchmarks.record import commit, hide, machine
+from benchmarks.record import origin
+from benchmarks.runs import step_ends, train
 from runtime.files import read_json, write_json
-from runtime.report import versions
 
-ROOT = Path(__file__).resolve().parent.parent
 RATES = {"sft": 1e-5, "dpo": 5e-6}
 PRECISIONS = ("no", "bf16")
 SHOWN = ("loss", "accuracy", "rewards/margins", "rewards/accuracies")
 
 
 def one_run(loss: str, seed: int, precision: str, flags: list[str]) -> dict[str, Any]:
+    own = ["--loss", loss, "--seed", str(seed), "--mixed_precision", precision]
+    own += ["--learning_rate", str(RATES[loss])]
     with tempfile.TemporaryDirectory() as folder:
-        command = [sys.executable, str(ROOT / "train.py"), "--loss", loss, "--seed", str(seed)]
-        command += ["--mixed_precision", precision, "--learning_rate", str(RATES[loss]), *flags]
-        subprocess.run([*command, "--output_dir", folder], check=True, capture_output=True)
-        summary = read_json(Path(folder, "summary.json"))
-        lines = Path(folder, "metrics.jsonl").read_text("utf-8").splitlines()
-    at = [row["seconds"] for row in map(json.loads, lines) if "grad_norm" in row]
+        train([*own, *flags], Path(folder))
+        summary, ends = read_json(Path(folder, "summary.json")), step_ends(Path(folder))
     return {
         "loss": loss,
         "seed": seed,
         "precision": precision,
         "steps": summary["steps"],
-        "median step, seconds": statistics.median(b - a for a, b in pairwise(at)),
+        "median step, seconds": statistics.median(b - a for a, b in pairwise(ends)),
         **{
             when: {name: summary[when][name] for name in SHOWN if name in summary[when]}
             for when in ("before", "after")
@@ -87,25 +82,14 @@ def main() -> None:
     given = parser.parse_args()
     flags = ["--model", given.model, "--data", given.data, "--max_steps", str(given.steps)]
     runs: list[dict[str, Any]] = read_json(given.results).get("runs", [])
-    for seed in range(given.seeds):
-        for loss in RATES:
-            for precision in PRECISIONS:
-                if any(
-                    (run["loss"], run["seed"], run["precision"]) == (loss, seed, precision)
-                    for run in runs
-                ):
-                    continue
-                runs.append(one_run(loss, seed, precision, flags))
-                print(json.dumps(runs[-1]), flush=True)
-                about = {
-                    "command": hide(" ".join(["python -m benchmarks.precision", *sys.argv[1:]])),
-                    "comparison": comparison(runs),
-                    "runs": runs,
-                    "commit": commit(),
-                    "versions": versions(),
-                    "machine": machine(),
-                }
-                write_json(given.results, about)
+    made = {(run["seed"], run["loss"], run["precision"]) for run in runs}
+    for seed, loss, precision in product(range(given.seeds), RATES, PRECISIONS):
+        if (seed, loss, precision) in made:
+            continue
+        runs.append(one_run(loss, seed, precision, flags))
+        print(json.dumps(runs[-1]), flush=True)
+        about = origin("benchmarks.precision") | {"comparison": comparison(runs), "runs": runs}
+        write_json(given.results, about)
 
 
 if __name__ == "__main__":

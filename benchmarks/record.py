@@ -15,6 +15,7 @@ import platform
 import re
 import statistics
 import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -89,6 +90,18 @@ def commit() -> str:
     """The checkout's commit, marked where it has changes that are not committed."""
     command = ["git", "-C", str(ROOT), "describe", "--always", "--dirty", "--abbrev=12"]
     return subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
+
+
+def origin(module: str) -> dict[str, Any]:
+    """Where a results file is from: the command, the commit, the versions and the machine."""
+    from runtime.report import versions  # which imports torch; this module is asked for less
+
+    return {
+        "command": hide(" ".join([f"python -m {module}", *sys.argv[1:]])),
+        "commit": commit(),
+        "versions": versions(),
+        "machine": machine(),
+    }
 
 
 def summarise(runs: list[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -13,29 +13,24 @@ import argparse
 import json
 import shutil
 import statistics
-import subprocess
-import sys
 import tempfile
 import time
 from pathlib import Path
 from typing import Any
 
-from benchmarks.record import commit, hide, machine
+from benchmarks.record import origin
+from benchmarks.runs import step_ends, train
 from runtime.checkpoints.store import Store
-from runtime.report import versions
 
-ROOT = Path(__file__).resolve().parent.parent
 STEPS, EVERY = 12, 4  # saved after steps 4, 8 and 12: twice before the last step ends
 SAVES = 2
 
 
 def seconds_of(flags: list[str], out: Path) -> float:
     """From the end of the first step to that of the last."""
-    command = [sys.executable, str(ROOT / "train.py"), *flags, "--output_dir", str(out)]
-    subprocess.run(command, check=True, capture_output=True)
-    lines = (out / "metrics.jsonl").read_text("utf-8").splitlines()
-    at = [row["seconds"] for row in map(json.loads, lines) if "loss" in row]
-    return float(at[-1] - at[0])
+    train(flags, out)
+    ends = step_ends(out)
+    return ends[-1] - ends[0]
 
 
 def interrupted_start(out: Path) -> tuple[float, float]:
@@ -76,7 +71,7 @@ def main() -> None:
         print(taken, starts[-1], flush=True)
     cost = statistics.median((pair["with"] - pair["without"]) / SAVES for pair in pairs)
     about: dict[str, Any] = {
-        "command": hide(" ".join(["python -m benchmarks.saving", *sys.argv[1:]])),
+        **origin("benchmarks.saving"),
         "steps": STEPS,
         "seconds": pairs,
         "seconds a save, median": cost,
@@ -84,9 +79,6 @@ def main() -> None:
         "bytes of a checkpoint": size,
         "seconds that an interrupted save costs the next start": [one for one, _ in starts],
         "seconds to check and read a checkpoint": [one for _, one in starts],
-        "commit": commit(),
-        "versions": versions(),
-        "machine": machine(),
     }
     given.results.write_text(json.dumps(about, indent=2) + "\n", "utf-8")
     print(f"{cost:.2f} s a save, {100 * cost / 60:.1f} % of the time at one a minute")

@@ -21,10 +21,9 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from benchmarks.record import commit, hide, machine
-from runtime.report import versions
+from benchmarks.record import origin
+from benchmarks.runs import step_ends, train
 
-ROOT = Path(__file__).resolve().parent.parent
 OPENMP = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME", "OMP_NUM_THREADS")
 SETTINGS = {"sleeping": {}, "spinning": {"GOMP_SPINCOUNT": "300000"}}
 WARM_UP = 2  # steps that are not counted
@@ -41,11 +40,9 @@ def step_seconds(flags: list[str], setting: str) -> float:
     """Median of the time of a step, of one run in a process of its own."""
     env = {name: value for name, value in os.environ.items() if name not in OPENMP}
     with tempfile.TemporaryDirectory() as folder:
-        command = [sys.executable, str(ROOT / "train.py"), *flags, "--output_dir", folder]
-        subprocess.run(command, check=True, capture_output=True, env=env | SETTINGS[setting])
-        lines = Path(folder, "metrics.jsonl").read_text("utf-8").splitlines()
-    at = [row["seconds"] for row in map(json.loads, lines) if "loss" in row]
-    return float(statistics.median(b - a for a, b in pairwise(at[WARM_UP - 1 :])))
+        train(flags, Path(folder), env | SETTINGS[setting])
+        ends = step_ends(Path(folder))
+    return statistics.median(b - a for a, b in pairwise(ends[WARM_UP - 1 :]))
 
 
 @contextmanager
@@ -85,14 +82,11 @@ def main() -> None:
         for where, times in found.items()
     }
     about: dict[str, Any] = {
-        "command": hide(" ".join(["python -m benchmarks.threads", *sys.argv[1:]])),
+        **origin("benchmarks.threads"),
         "seconds a step": found,
         "sleeping / spinning, median": ratios,
         "busy / quiet, sleeping": statistics.median(found["busy"]["sleeping"])
         / statistics.median(found["quiet"]["sleeping"]),
-        "commit": commit(),
-        "versions": versions(),
-        "machine": machine(),
     }
     given.results.write_text(json.dumps(about, indent=2) + "\n", "utf-8")
     print(json.dumps(ratios))

@@ -21,14 +21,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from benchmarks.record import commit, hide, machine
+from benchmarks.record import commit, hide, origin
 from benchmarks.versus.cells import ALL, PROBE_STEPS, Cell, cell_named
 from benchmarks.versus.inputs import make_scorer, read_pairs, write_files
 from benchmarks.versus.page import draw, table
 from benchmarks.versus.processes import Failed, Files, run_ours, run_trl
 from benchmarks.versus.summary import step_seconds, summarize
 from runtime.files import read_json, write_json
-from runtime.report import versions
 
 NOTE = (
     "One process a run, in turns. OMP_WAIT_POLICY is PASSIVE on both sides, other variables of"
@@ -128,13 +127,7 @@ class Bench:
         return min(probes, key=lambda name: float(probes[name]["seconds a step"]))
 
     def write(self) -> None:
-        self.results |= {
-            "note": NOTE,
-            "command": hide(" ".join(["python -m benchmarks.versus_trl", *sys.argv[1:]])),
-            "commit": commit(),
-            "versions": versions(),
-            "machine": machine(),
-        }
+        self.results |= {"note": NOTE, **origin("benchmarks.versus_trl")}
         write_json(self.given.results, self.results)
 
 

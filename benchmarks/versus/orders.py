@@ -10,7 +10,7 @@ import random
 from collections.abc import Sequence
 from typing import TypeVar
 
-from data.batches import step_rows
+from data.batches import first_epoch
 
 Row = TypeVar("Row")
 
@@ -28,8 +28,7 @@ def trained_order(rows: int, batch_size: int, seed: int) -> list[int]:
     """
     if rows % batch_size:
         raise ValueError(f"{rows} rows are no whole number of batches of {batch_size}")
-    steps = range(1, rows // batch_size + 1)
-    return [i for step in steps for i in step_rows(step, rows, batch_size, seed)]
+    return [i for step in first_epoch(rows, batch_size, seed, rows) for i in step]
 
 
 def as_trained(file: Sequence[Row], batch_size: int, seed: int) -> list[Row]:

@@ -14,11 +14,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from benchmarks.runs import TRAIN, step_lines
 from benchmarks.versus.cells import PPO, SAME_METRICS, Cell
 from benchmarks.versus.summary import Run
 from runtime.files import read_json, write_json
 
-ROOT = Path(__file__).resolve().parents[2]
 CHILD = Path(__file__).with_name("trl_child.py")
 # What would have the two sides use the processor differently.
 DROPPED = ("OMP_", "GOMP_", "KMP_", "MKL_", "PYTHONPATH", "ACCELERATE_")
@@ -51,7 +51,7 @@ def probe(folder: Path, threads: int | None) -> dict[str, Any]:
     """The machine's sgemm, its threads, and the memory of train.py's imports."""
     command = [sys.executable, "-m", "benchmarks.versus.probe"]
     done = subprocess.run(
-        command, cwd=ROOT, env=environment(folder, threads), capture_output=True, text=True
+        command, cwd=TRAIN.parent, env=environment(folder, threads), capture_output=True, text=True
     )
     if done.returncode:
         raise Failed(done.stderr[-2000:])
@@ -69,11 +69,11 @@ def run_ours(
     flags += ["--output_dir", str(out), *cell.our_flags(made, seed)]
     if cell.kind == "ppo":
         flags += ["--reward", files.reward]
-    command = [*launcher(cell, sys.executable, machine["threads"]), str(ROOT / "train.py"), *flags]
-    metrics = out / "metrics.jsonl"
-    clock = watch(command, environment(folder, threads), folder, metrics, '"grad_norm"')
-    lines = [json.loads(line) for line in metrics.read_text("utf-8").splitlines()]
-    steps = [line for line in lines if "grad_norm" in line]
+    command = [*launcher(cell, sys.executable, machine["threads"]), str(TRAIN), *flags]
+    clock = watch(
+        command, environment(folder, threads), folder, out / "metrics.jsonl", '"grad_norm"'
+    )
+    steps = step_lines(out)
     every = PPO["ppo_epochs"] if cell.kind == "ppo" else 1  # optimizer steps a rollout
     lengths = [x for line in steps if (x := line.get("rollout/response_length")) is not None]
     return {

@@ -1,0 +1,31 @@
+"""A run of train.py in a process of its own, and its steps, for the scripts that time them."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from benchmarks.record import ROOT
+
+TRAIN = ROOT / "train.py"
+
+
+def train(flags: Sequence[str], out: Path, env: Mapping[str, str] | None = None) -> None:
+    """`python train.py FLAGS` into the run directory `out`; CalledProcessError if it fails."""
+    command = [sys.executable, str(TRAIN), *flags, "--output_dir", str(out)]
+    subprocess.run(command, check=True, capture_output=True, env=env)
+
+
+def step_lines(out: Path) -> list[dict[str, Any]]:
+    """Of a run's metrics.jsonl the line of every optimizer step."""
+    lines = (out / "metrics.jsonl").read_text("utf-8").splitlines()
+    return [line for line in map(json.loads, lines) if "grad_norm" in line]
+
+
+def step_ends(out: Path) -> list[float]:
+    """Seconds from the start of the training to the end of every step."""
+    return [line["seconds"] for line in step_lines(out)]
