@@ -41,6 +41,12 @@ def step_rows(step: int, rows: int, batch_size: int, seed: int) -> list[int]:
     return picked
 
 
+def first_epoch(rows: int, batch_size: int, seed: int, steps: int) -> list[list[int]]:
+    """The rows of each of the first `steps` steps, up to the one by which all have been taken."""
+    needed = min(steps, math.ceil(rows / batch_size))
+    return [step_rows(step, rows, batch_size, seed) for step in range(1, needed + 1)]
+
+
 _cache: dict[tuple[int, int, int], list[int]] = {}
 
 

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 import torch
 from torch import Tensor
 
-from data.batches import micro_batches
+from data.batches import inference_batches, micro_batches
 from data.encode import Row
 from data.trees import Layout, TreeBatch, pack, tree_tokens
 
@@ -52,6 +52,16 @@ class Split:
         sequences = [i * k + j for i in picked for j in range(k)]
         columns = {name: _cut(x[sequences], width) for name, x in self.columns.items()}
         return replace(batch.with_columns(columns), dummy=not members).to(device)
+
+    def batches(
+        self, max_tokens: int, device: torch.device, *, rank: int = 0, ranks: int = 1
+    ) -> Iterator[tuple[list[int], TreeBatch]]:
+        """This rank's (positions of the rows, their batch) for one pass over all, without updates.
+
+        Every rank has as many; where there are too few rows for that, a dummy and no positions.
+        """
+        for members in inference_batches(self.lengths, ranks, max_tokens)[rank]:
+            yield members, self.batch(members, device)
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,6 @@ from typing import TypeVar
 
 import torch
 
-from data.batches import inference_batches
 from data.splits import Split
 from data.trees import TreeBatch
 
@@ -31,8 +30,7 @@ def forward_pass(
     Yields:
         (positions of the rows in the split, their batch, what the module made of it).
     """
-    for members in inference_batches(split.lengths, ranks, max_tokens)[rank]:
-        batch = split.batch(members, device)
+    for members, batch in split.batches(max_tokens, device, rank=rank, ranks=ranks):
         with torch.no_grad():  # not around the yield: it would reach into the caller's code
             output = module(batch)
         yield members, batch, output

@@ -9,7 +9,6 @@ from typing import Any
 from accelerate import Accelerator
 from torch import nn
 
-from data.batches import inference_batches
 from data.errors import NOT_FINITE, InputError
 from data.pocket import pocket_reward
 from data.splits import Split
@@ -40,8 +39,7 @@ def evaluate_rows(
     """
     device = accelerator.device
     rank, ranks = accelerator.process_index, accelerator.num_processes
-    mine = inference_batches(data.lengths, ranks, max_tokens)[rank]
-    batches = (data.batch(members, device) for members in mine)
+    batches = (batch for _, batch in data.batches(max_tokens, device, rank=rank, ranks=ranks))
     if loss.responses_per_row == 1:
         batches = (batch.chosen() for batch in batches)
     means = step_means(accelerator, policy, loss, config, batches)

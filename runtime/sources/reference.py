@@ -23,7 +23,6 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from data.batches import inference_batches
 from data.errors import InputError
 from data.splits import Split, StepRows
 from data.trees import TreeBatch
@@ -102,8 +101,8 @@ def heldout_batches(
 ) -> Iterator[tuple[TreeBatch, list[bool]]]:
     """This rank's batches as evaluation has them; all of their rows are new."""
     ranks, rank = accelerator.num_processes, accelerator.process_index
-    for members in inference_batches(split.lengths, ranks, max_tokens)[rank]:
-        yield split.batch(members, accelerator.device), [True] * len(members or [0])
+    for _, batch in split.batches(max_tokens, accelerator.device, rank=rank, ranks=ranks):
+        yield batch, [True] * batch.num_examples
 
 
 def check_finite(logps: Tensor, data: Split, who: str) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
@@ -15,7 +14,7 @@ from accelerate import Accelerator
 from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from data.batches import step_rows, total_steps
+from data.batches import first_epoch, step_rows, total_steps
 from data.encode import Row, encode_records
 from data.piqa import piqa_rows
 from data.records import check_skipped, load_data
@@ -68,13 +67,6 @@ class RowPlan:
         hashes["model"] = model_files(self.run.train.model)
         return hashes | {"ref_model": model_files(getattr(self.run.loss, "ref_model", None))}
 
-    @property
-    def first_epoch(self) -> list[list[int]]:
-        """The rows of every step of the first epoch, as far as the run goes."""
-        config, rows = self.run.train, len(self.train.rows)
-        steps = min(self.steps, math.ceil(rows / config.batch_size))
-        return [step_rows(s, rows, config.batch_size, config.seed) for s in range(1, steps + 1)]
-
     def initial_rollout_state(self) -> None:
         return None
 
@@ -110,16 +102,16 @@ class RowModels:
     beside: Mapping[str, PreTrainedModel] = field(default_factory=dict)
 
     def feed(self, trained: nn.Module, state: TrainState, directory: Path) -> RowFeed:
-        plan = self.plan
+        plan, config = self.plan, self.plan.run.train
         train, heldout = (replace(x, layout=self.layout) for x in (plan.train, plan.heldout))
         if "reference" in plan.loss.needs(plan.run.loss):
             train, heldout = with_reference(
                 plan.accelerator,
                 trained,
-                plan.run.train,
+                config,
                 plan.run.loss.ref_model,
                 train,
-                plan.first_epoch,
+                first_epoch(len(train.rows), config.batch_size, config.seed, plan.steps),
                 heldout,
                 directory / "reference.safetensors",
             )
