@@ -89,10 +89,6 @@ def make_accelerator(config: TrainConfig) -> Accelerator:
             raise InputError(f"--report_to {name}: choose from {known}", USAGE)
         if name not in installed:
             raise InputError(f"--report_to {name} is not installed: pip install {name}", USAGE)
-    launched = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
-    if config.mixed_precision != "auto" and launched not in ("no", config.mixed_precision):
-        given = f"accelerate launch was given {launched}"
-        raise InputError(f"{given}; give --mixed_precision {launched} to train.py too", USAGE)
     accelerator = Accelerator(
         mixed_precision=precision_of(config),
         # as a plugin: given as a number, the launcher's environment would override it
@@ -109,8 +105,15 @@ def precision_of(config: TrainConfig) -> str:
     """--mixed_precision by Accelerate's name, with auto decided by one rank for all.
 
     A run that is gone on with keeps what it began with: another timing could say otherwise.
+
+    Raises:
+        InputError: the launcher was given another.
     """
+    launched = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
     if config.mixed_precision != "auto":
+        if launched not in ("no", config.mixed_precision):
+            given = f"accelerate launch was given {launched}"
+            raise InputError(f"{given}; give --mixed_precision {launched} to train.py too", USAGE)
         return config.mixed_precision
     from accelerate import PartialState
     from accelerate.utils import broadcast_object_list, parse_flag_from_env
@@ -119,7 +122,6 @@ def precision_of(config: TrainConfig) -> str:
     from models.precision import Precision, choose_precision
     from runtime.guards.outputs import say
 
-    launched = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
     # What the Accelerator would make, and takes over.
     state = PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU"))
     found = Precision("no", "")
@@ -140,11 +142,10 @@ def precision_of(config: TrainConfig) -> str:
 
 def _begun_with(config: TrainConfig) -> str | None:
     """The precision of the unfinished run that this one goes on with, if there is one."""
-    out = Path(str(config.output_dir))
-    finished = read_json(out / "status.json").get("state") == "finished"
-    if config.overwrite or config.dry_run or finished:
+    if config.overwrite or config.dry_run:
         return None
-    value = read_json(out / "config.json").get("train", {}).get("mixed_precision")
+    before = read_json(Path(str(config.output_dir), "config.json"))  # a finished run is refused
+    value = before.get("train", {}).get("mixed_precision")
     return value if value in PRECISIONS else None
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -100,12 +101,11 @@ class PromptPlan:
             lines.append(f"    {self.tokenizer.decode(prompt.tokens)!r}")
         return "\n".join(lines)
 
-    @property
+    @cached_property
     def identity(self) -> dict[str, str]:
-        prompts = [*self.train, *self.heldout]
         reward = self.reward_model
         return {
-            "data": rows_hash(prompts),
+            "data": rows_hash([*self.train, *self.heldout]),
             "model": model_files(self.run.train.model),
             "ref_model": model_files(self.ppo.ref_model),
             "reward": model_files(reward[0] if reward else None),
