@@ -127,7 +127,7 @@ def dpo_loss(
 def step(logps: Tensor, batch: TreeBatch, config: DPOConfig) -> LossOutput:
     reduce = masked_sum if config.logp_reduction == "sum" else masked_mean
     seq_logps = reduce(logps, batch.mask)  # (S,)
-    ref_logps = batch.columns["ref_seq_logps"].to(seq_logps.dtype)
+    ref_logps = batch.columns["ref_seq_logps"].to(seq_logps.dtype)  # so that a mean rounds alike
     if config.logp_reduction == "mean":
         ref_logps = ref_logps / batch.mask.sum(-1).clamp(min=1)
     policy_chosen, policy_rejected = rearrange(seq_logps, "(pairs two) -> two pairs", two=2)

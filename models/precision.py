@@ -1,6 +1,6 @@
 """In which precision this machine multiplies faster, bfloat16 or float32.
 
-By what the processor says of itself, and a timing of a few milliseconds: never by its name.
+By what the processor says of itself, and a timing that takes less than a second: never by its name.
 """
 
 from __future__ import annotations

@@ -55,6 +55,47 @@ def test_on_pocket_every_method_beats_the_base_on_every_seed(name):
         assert one["p_acc"]["p"] < 0.01 and one["p_acc"]["only"] > one["p_acc"]["base_only"]
 
 
+def said(text):
+    """README says this, however its lines are broken."""
+    return text in " ".join(README.split())
+
+
+def test_the_readme_says_what_the_soak_found():
+    losses = read("soak.json")["losses"].values()
+    assert len(losses) == 5 and {one["steps"] for one in losses} == {2000}
+    assert all(one["same weights"] and one["same metrics"] for one in losses)
+    stops = sum(one["SIGKILL"] + one["SIGTERM"] for one in losses)
+    files = sum(one["damaged"] for one in losses)
+    growth = max(one["memory, bytes a minute"] for one in losses) / 1e6
+    assert said(f"{stops} in all and {files} files:")
+    assert said(f"memory grows by {growth:.0f} MB a minute at most")
+
+
+def test_the_readme_says_what_bfloat16_changes():
+    runs = read("precision.json")["runs"]
+
+    def mean(loss, precision, when):
+        found = [r for r in runs if (r["loss"], r["precision"]) == (loss, precision)]
+        assert len(found) == 3 and {r["steps"] for r in found} == {25}
+        return f"{sum(r[when]['loss'] for r in found) / 3:.3f}"
+
+    after, before = ([mean("sft", p, when) for p in ("bf16", "no")] for when in ("after", "before"))
+    text = "{} in bfloat16 and {} in float32, from {} and {}"
+    assert said(f"held-out SFT loss of {text.format(*after, *before)}")
+    dpo = {mean("dpo", precision, "after") for precision in ("bf16", "no")}
+    assert len(dpo) == 1 and said(f"DPO's is {dpo.pop()} in both")
+
+
+def test_the_readme_says_what_kills_and_saves_cost():
+    kills = read("interruptions.json")
+    saving = read("saving.json")
+    share = saving["share of the time at one save a minute"]
+    size = saving["bytes of a checkpoint"] / 1e9
+    assert said(f"costs SmolLM2-135M {100 * share:.1f} % of its time at one save a minute")
+    assert said(f"{size:.1f} GB a checkpoint")
+    assert kills["not the same"] == [] and said(f"{sum(kills['kills'].values()):,} kills")
+
+
 def test_every_results_file_says_where_it_is_from():
     for path in [p for p in RESULTS.rglob("*.json") if not p.name.startswith("conformance-")]:
         text = path.read_text("utf-8")
