@@ -1,5 +1,5 @@
 # CONTRIBUTING.md's commands by name; tests/test_project_files.py holds the two equal.
-.PHONY: help install format lint types test slow interruptions soak saving precision threads versus templates fuzz ci mutation figures links
+.PHONY: help install format lint types test slow interruptions soak saving precision threads versus scaling rollout templates fuzz ci mutation figures links
 
 help:
 	@grep '# make ' CONTRIBUTING.md
@@ -40,6 +40,13 @@ threads:
 
 versus:
 	python -m benchmarks.versus_trl benchmarks/results/versus_trl.json --model HuggingFaceTB/SmolLM2-135M --data piqa
+
+scaling:
+	python -m benchmarks.scaling benchmarks/results/scaling.json --model HuggingFaceTB/SmolLM2-135M --data piqa
+	python -m benchmarks.scaling benchmarks/results/scaling.json --draw
+
+rollout:
+	python -m benchmarks.rollout_speed benchmarks/results/rollout_speed.json --model HuggingFaceTB/SmolLM2-135M --data piqa
 
 templates:
 	ALIGNMENT_CASES=50000 python -m pytest tests/test_templates.py

@@ -14,9 +14,13 @@ from benchmarks.record import ROOT
 TRAIN = ROOT / "train.py"
 
 
-def train(flags: Sequence[str], out: Path, env: Mapping[str, str] | None = None) -> None:
+def train(
+    flags: Sequence[str], out: Path, env: Mapping[str, str] | None = None, *, ranks: int = 1
+) -> None:
     """`python train.py FLAGS` into the run directory `out`; CalledProcessError if it fails."""
-    command = [sys.executable, str(TRAIN), *flags, "--output_dir", str(out)]
+    launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={ranks}"]
+    command = [sys.executable, *(launcher if ranks > 1 else []), str(TRAIN), *flags]
+    command += ["--output_dir", str(out)]
     subprocess.run(command, check=True, capture_output=True, env=env)
 
 

@@ -2,8 +2,9 @@
 
     python -m benchmarks.threads benchmarks/results/threads.json --model DIR --data DIR
 
-Runs in turns (A B B A) with what train.py sets, sleeping threads, and with libgomp's own default,
-which spins. The machine does nothing else meanwhile, or the quiet figures are of something else.
+Runs in turns (A B B A) with what train.py sets, threads that soon sleep, and with libgomp's own
+default, which spins. The machine does nothing else meanwhile, or the quiet figures are of
+something else.
 """
 
 from __future__ import annotations

@@ -35,6 +35,7 @@ from typing import TYPE_CHECKING, Literal
 
 from data.errors import USAGE, InputError
 from data.messages import Text
+from data.row_table import Row, RowTable, RowTableBuilder
 from data.rows import Record
 from data.template import DATE, has_date
 from data.tokens import Splitter
@@ -47,18 +48,6 @@ TOO_LONG = "longer than max_length"
 SAME = "both responses are the same tokens"
 SAME_CUT = "both responses are the same once cut"
 NO_TOKENS = "a response without tokens"
-
-
-@dataclass(frozen=True, slots=True)
-class Row:
-    index: int  # position among the encoded rows: the key of per-row caches
-    prompt: list[int]  # shared by the responses; never empty
-    responses: list[list[int]]  # one (prompt/completion) or two (chosen, rejected), none empty
-    ends: list[bool]  # per response: its last token is the end token, not where it was cut
-    characters: list[int]  # per response: characters, one leading space not counted (acc_norm)
-    margin: float = 0.0
-    masks: list[list[bool]] | None = None  # per response: which tokens are trained; None: all
-    where: str = ""  # "train.jsonl:17", for messages
 
 
 @dataclass(slots=True)
@@ -116,7 +105,7 @@ class EncodeReport:
 
 @dataclass(slots=True)
 class Encoded:
-    rows: list[Row]
+    rows: RowTable
     report: EncodeReport
     source: list[int]  # source[row.index] is the record the row was made from
 
@@ -144,8 +133,8 @@ def encode_records(
     """
     if max_length < 2:
         raise InputError(f"max_length {max_length} leaves no room; give at least 2", USAGE)
-    encoded = Encoded([], EncodeReport(max_length, len(records)), [])
-    report = encoded.report
+    rows, source = RowTableBuilder(), list[int]()
+    report = EncodeReport(max_length, len(records))
     skipped = report.skipped if bad_rows == "skip" else None
     split = Splitter(tokenizer, ignore, sampled, skipped)
     for number, part in split(records):
@@ -167,7 +156,7 @@ def encode_records(
             reason = SAME_CUT
         else:
             row = Row(
-                index=len(encoded.rows),
+                index=len(rows),
                 prompt=prompt,
                 responses=cut,
                 ends=[len(response) <= room for response in responses],
@@ -176,8 +165,8 @@ def encode_records(
                 masks=None if all(map(all, cut_masks)) else cut_masks,
                 where=record.where,
             )
-            encoded.rows.append(row)
-            encoded.source.append(number)
+            rows.add(row)
+            source.append(number)
             report.rows += 1
             report.truncated += over
             report.shifted += part.shifted
@@ -196,7 +185,7 @@ def encode_records(
             report.dated |= not strings and has_date(tokenizer)
             continue
         report.dropped[reason] += 1
-    if not encoded.rows:
+    if not len(rows):
         why = ", ".join(f"{count:,} {reason}" for reason, count in report.dropped.items())
         if report.skipped:
             why = f"{len(report.skipped):,} bad, the first: {report.skipped[0]}"
@@ -204,7 +193,7 @@ def encode_records(
             f"none of {len(records):,} rows is left ({why or 'there were none'});"
             f" give other data or a max_length above {max_length}"
         )
-    return encoded
+    return Encoded(rows.build(), report, source)
 
 
 def _glued(record: Record) -> bool:

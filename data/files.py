@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import stat
 from pathlib import Path
 
@@ -43,3 +44,12 @@ def read_small(path: Path, who: str, remedy: str) -> str:
             raise InputError(f"{who}: not UTF-8; {remedy}", USAGE) from error
         reason = getattr(error, "strerror", None) or error
         raise InputError(f"{who}: {reason}; check the path", NO_INPUT) from error
+
+
+def sha256(path: Path) -> str:
+    """Of a file's bytes, as 64 hexadecimal digits."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while part := file.read(1 << 22):
+            digest.update(part)
+    return digest.hexdigest()

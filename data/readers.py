@@ -70,11 +70,17 @@ def read_file(path: Path, notes: list[str] | None = None) -> Iterator[Found]:
     return _read(path, [] if notes is None else notes)
 
 
-def _read(path: Path, notes: list[str]) -> Iterator[Found]:
+def files_of(path: Path) -> list[Path]:
+    """The files that `read_file` reads: that one, and its labels if they are beside it."""
     name = file_name(path)
-    rows: Iterable[Found] = READERS[name.suffix](path, notes)
-    labels_path = path.with_name(f"{name.stem}-labels.lst")
-    if name.suffix in (".jsonl", ".ndjson") and labels_path.exists():
+    labels = path.with_name(f"{name.stem}-labels.lst")
+    beside = name.suffix in (".jsonl", ".ndjson") and labels.exists()
+    return [path, labels] if beside else [path]
+
+
+def _read(path: Path, notes: list[str]) -> Iterator[Found]:
+    rows: Iterable[Found] = READERS[file_name(path).suffix](path, notes)
+    for labels_path in files_of(path)[1:]:
         rows = _label(list(rows), path, labels_path)
     empty = True
     for found in rows:

@@ -6,6 +6,7 @@ and `data/unread.py` what of them nothing reads.
 
 from __future__ import annotations
 
+import hashlib
 import random
 import re
 from collections.abc import Sequence
@@ -194,8 +195,10 @@ def hold_out(records: Sequence[Record], most: int, seed: int) -> tuple[list[Reco
     return train, [record for i, record in enumerate(records) if i in chosen]
 
 
-def _key(record: Record) -> str:
-    return repr((record.prompt, record.chosen, record.rejected))
+def _key(record: Record) -> bytes:
+    """A hash: a million of them fit into memory where the texts would not a second time."""
+    texts = repr((record.prompt, record.chosen, record.rejected))
+    return hashlib.blake2b(texts.encode("utf-8", "surrogatepass"), digest_size=16).digest()
 
 
 def _rows(count: int, adjective: str = "") -> str:

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 from data.errors import NO_INPUT, UNAVAILABLE, USAGE, InputError
 from data.folders import Folder, listed, open_folder, open_glob, settle
 from data.locations import Location, locate
-from data.readers import Found, check_name, read_file
+from data.readers import Found, check_name, files_of, read_file
 from data.selection import choose, counterpart, parse_split, split_name
 from data.shards import as_given, in_order, sets, shard, suffixes
 
@@ -26,6 +26,7 @@ class Part(NamedTuple):
     name: str
     rows: Iterable[Found]
     notes: Sequence[str] = ()
+    files: Sequence[Path] = ()  # that the rows are read from; none for a data set of the hub
 
 
 class Source(NamedTuple):
@@ -126,7 +127,8 @@ def _folder(folder: Folder, asked: tuple[str, str | None] | None, pairs: bool) -
         own = notes if split == (train or heldout) else []
         if len(sets(files)) > 1:
             own.append(f"{split}: {len(files)} files, {listed(_short(files))}")
-        parts.append(Part(_label(files, folder, split), _rows(files, own), own))
+        all_files = [one for file in files for one in files_of(file)]
+        parts.append(Part(_label(files, folder, split), _rows(files, own), own, all_files))
         read += [(str(file), _identity(file)) for file in files]
     return _Opened(Source(parts[0], parts[1]), read, [])
 

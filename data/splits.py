@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from data.batches import inference_batches, micro_batches
-from data.encode import Row
-from data.trees import Layout, TreeBatch, pack, tree_tokens
+from data.row_table import Row, RowTable
+from data.trees import Layout, TreeBatch, pack
 
 
 @dataclass(frozen=True)
@@ -29,16 +29,16 @@ class Split:
     columns: Mapping[str, Tensor] = field(default_factory=dict)
 
     @cached_property
+    def table(self) -> RowTable:
+        """The rows, for what is asked of all of them."""
+        return RowTable.of(self.rows)
+
+    @cached_property
     def lengths(self) -> list[int]:
         """Tokens that each row costs."""
         include_last_token = self.packing.get("include_last_token", False)
-        return [tree_tokens(row, include_last_token=include_last_token) for row in self.rows]
-
-    @cached_property
-    def token_ids(self) -> set[int]:
-        """Every token id there is."""
-        ids = (part for row in self.rows for part in (row.prompt, *row.responses))
-        return {token for part in ids for token in part}
+        found: list[int] = self.table.tree_lengths(include_last_token=include_last_token).tolist()
+        return found
 
     def with_columns(self, columns: Mapping[str, Tensor]) -> Split:
         """The same rows with more columns."""

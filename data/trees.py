@@ -31,7 +31,7 @@ import torch
 from torch import Tensor
 
 from data.batches import balance
-from data.encode import Row
+from data.row_table import Row, shared_length
 
 Layout = Literal["tree", "rectangle"]
 
@@ -115,11 +115,6 @@ class TreeBatch:
         names += ["response_lengths", "prompt_lengths"]
         first: dict[str, Any] = {name: getattr(self, name)[::step] for name in names}
         return replace(self, **first, columns={k: x[::step] for k, x in self.columns.items()})
-
-
-def shared_length(row: Row) -> int:
-    """How many response tokens all responses of the row begin with."""
-    return len(commonprefix(row.responses)) if len(row.responses) > 1 else 0
 
 
 def tree_tokens(row: Row, *, include_last_token: bool = False) -> int:

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from data.encode import Row
 from data.errors import NOT_FINITE, USAGE, InputError
+from data.row_table import Row
 from data.trees import Layout, pack
 from models.forward import Policy, Scorer, body, head
 

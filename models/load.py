@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 import re
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -242,7 +242,7 @@ def _ready(model: PreTrainedModel, gradient_checkpointing: bool) -> PreTrainedMo
     return model
 
 
-def check_vocabulary(model: PreTrainedModel, token_ids: set[int], flag: str) -> None:
+def check_vocabulary(model: PreTrainedModel, token_ids: Collection[int], flag: str) -> None:
     """Raise InputError if the model has no embedding for one of the token ids of the data."""
     embedding: Any = model.get_input_embeddings()
     size = len(embedding.weight)
@@ -254,7 +254,7 @@ def check_vocabulary(model: PreTrainedModel, token_ids: set[int], flag: str) -> 
 
 
 def check_tokenizer(
-    ref_model: str, tokenizer: PreTrainedTokenizerBase, token_ids: set[int]
+    ref_model: str, tokenizer: PreTrainedTokenizerBase, token_ids: Collection[int]
 ) -> None:
     """Raise InputError unless the token ids of the data mean the same to the reference."""
     other = load_tokenizer(ref_model, "--ref_model")

@@ -25,8 +25,8 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from data.encode import Row
 from data.messages import Text
+from data.row_table import Row
 from data.splits import Split
 from data.trees import Layout, TreeBatch
 from losses.advantages import gae, masked_whiten

@@ -8,11 +8,12 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from data.encode import Row, encode_records
+from data.encode import encode_records
 from data.errors import USAGE, InputError
 from data.messages import Text
 from data.prompts import OF_THE_TEMPLATE, TakenColumns
 from data.readers import short
+from data.row_table import Row
 from data.rows import Record
 from data.splits import Split
 from data.trees import Layout

@@ -146,7 +146,7 @@ def _sample_group(
     uniforms: list[list[float]],
 ) -> list[Sampled]:
     """Responses to prompts that fit one batch; uniforms[row][step] decides a draw."""
-    from transformers import DynamicCache
+    from rollout.cache import cache_for
 
     # Left-padded prompts: the mask of prompt and response, and positions that begin after padding.
     width, steps = max(map(len, prompts)), sampling.max_new_tokens
@@ -164,7 +164,7 @@ def _sample_group(
     tokens = torch.full((len(prompts), steps), -1, device=device)
     logps = torch.zeros((len(prompts), steps), dtype=torch.float64, device=device)
     active = torch.arange(len(prompts), device=device)  # the rows still in the batch
-    cache = DynamicCache(config=model.config)
+    cache = cache_for(model.config, width + steps)
     last_only = _last_only(model)
 
     for step in range(steps):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import hashlib
 import json
 import os
 from pathlib import Path
@@ -72,12 +71,3 @@ def sync_tree(folder: Path) -> None:
             by_umask(Path(parent, name))
             sync(Path(parent, name))
         sync(Path(parent))
-
-
-def sha256(path: Path) -> str:
-    """Of a file's bytes, as 64 hexadecimal digits."""
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        while part := file.read(1 << 22):
-            digest.update(part)
-    return digest.hexdigest()

@@ -16,7 +16,7 @@ from tiny_models import flat_grad, make_head, make_model, relative_error
 from tolerances import TIGHT
 from torch.nn.functional import logsigmoid
 
-from data.encode import Row
+from data.row_table import Row
 from data.splits import Split
 from losses import LOSSES
 from models.forward import ActorCritic, Policy

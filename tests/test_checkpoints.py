@@ -120,7 +120,7 @@ def test_a_pickle_in_place_of_a_file_is_not_run(store, name, tmp_path, monkeypat
     monkeypatch.chdir(tmp_path)
     torch.save(Bomb(), store.path(6) / name)
     if name != MANIFEST:
-        from runtime.files import sha256
+        from data.files import sha256
 
         file, manifest = store.path(6) / name, read(store.path(6), MANIFEST)
         manifest["files"][name] = {"bytes": file.stat().st_size, "sha256": sha256(file)}

@@ -14,12 +14,13 @@ from runs import ROOT
 # Imports for types count. A loss, losses/<name>.py, stands in the place of LOSSES.
 ORDER = """
 data/ errors files archives columnar tables readers options messages transcripts formats join rows
-data/ template rendering chat tokens encode batches trees splits unread
+data/ row_table template rendering chat tokens encode batches trees splits unread
 data/pocket/ world rows text base __init__ __main__
-data/ piqa selection shards cards folders locations sources records prompts __init__
+data/ piqa selection shards cards folders locations sources records prompts
+data/ prepared token_cache __init__
 losses/ base sampling_config advantages logprobs LOSSES __init__
 models/ precision locate checkpoint pad load save forward inference layout __init__
-rollout/ state rewards sample answers score reward_model experience steps __init__
+rollout/ state rewards cache sample answers score reward_model experience steps __init__
 runtime/ state files config directory metrics optimizer
 runtime/cli/ flags config_file parse __init__
 runtime/process/ threads signals peers __init__

@@ -12,7 +12,7 @@ from tiny_models import flat_grad, make_model, make_rows, relative_error
 from tolerances import TIGHT, assert_close, loose
 from torch import nn
 
-from data.encode import Row
+from data.row_table import Row
 from data.trees import pack
 from losses import (
     dpo_loss,

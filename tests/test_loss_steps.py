@@ -8,7 +8,7 @@ import torch
 from compare import column
 from tolerances import TIGHT
 
-from data.encode import Row
+from data.row_table import Row
 from data.trees import pack
 from losses import LOSSES
 from losses.dpo import DPOConfig, expected_initial_metrics

@@ -9,7 +9,8 @@ from accelerate import Accelerator
 from tiny_models import flat_grad, make_model, make_rows, relative_error
 from tolerances import TIGHT
 
-from data.encode import Row, encode_records
+from data.encode import encode_records
+from data.row_table import Row
 from data.rows import Record
 from data.splits import Split
 from data.trees import pack

@@ -8,13 +8,11 @@ from runs import no_model, pocket_rows, random_llama, run, write_rows
 from transformers import CONFIG_MAPPING
 
 from data import errors
-from data.encode import Row
 from data.errors import InputError
-from data.splits import Split
+from data.row_table import Row, RowTable
 from models.checkpoint import check_room, max_positions
 from models.load import load_scorer, load_tokenizer
 from rollout.reward_model import load_reward_model
-from runtime.sources.rows import longest_row
 
 LENGTHS = [(3, 4, 1), (2, 1, 7), (5, 1, 2)]  # prompt and responses
 
@@ -104,7 +102,7 @@ def test_field_23_rows_longer_than_the_positions_are_refused_before_weights(
 
 def test_field_23_the_longest_row_is_that_of_the_longest_response():
     rows = [Row(0, [5] * n, [[5] * k for k in ks], [True] * 2, [1] * 2) for n, *ks in LENGTHS]
-    assert longest_row(Split(rows[:2]), Split(rows[2:])) == 9
+    assert [RowTable.of(part).longest() for part in (rows[:2], rows[2:])] == [9, 7]
 
 
 def test_field_23_the_length_that_is_advised_is_taken(tmp_path, short, data):

@@ -10,7 +10,7 @@ from tiny_models import flat_grad, make_rows, relative_error
 from tolerances import assert_close
 from torch import nn
 
-from data.encode import Row
+from data.row_table import Row
 from data.trees import pack
 from losses.ppo import LOSS, PPOConfig, step
 from models.forward import ActorCriticOutput, Policy

@@ -53,7 +53,7 @@ def test_the_makefile_has_contributings_commands():
     del targets["help"]  # prints those lines of CONTRIBUTING.md
     assert targets == contributing_commands()
     names = "install format lint types test slow interruptions soak saving precision threads versus"
-    names += " templates fuzz ci mutation figures links"
+    names += " scaling rollout templates fuzz ci mutation figures links"
     assert list(targets) == names.split()
 
 

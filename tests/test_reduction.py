@@ -8,7 +8,7 @@ import torch
 from compare import column
 from torch import nn
 
-from data.encode import Row
+from data.row_table import Row
 from data.trees import pack
 from losses import LOSSES
 from runtime.metrics import Totals

@@ -15,8 +15,8 @@ from thread_ranks import on_ranks
 from tiny_models import make_model
 from tolerances import TIGHT
 
-from data.encode import Row
 from data.errors import InputError
+from data.row_table import Row
 from data.splits import Split, StepRows
 from losses.base import masked_sum
 from models.forward import Policy

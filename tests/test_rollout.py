@@ -25,8 +25,8 @@ from rollouts import (
 from tiny_models import make_head
 from tolerances import TIGHT, loose
 
-from data.encode import Row
 from data.errors import InputError
+from data.row_table import Row
 from losses.ppo import PPOConfig
 from models.forward import head
 from rollout import experience

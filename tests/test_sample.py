@@ -17,8 +17,8 @@ from tolerances import TIGHT
 from torch import nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig
 
-from data.encode import Row
 from data.pocket import BASE_DIR, heldout_prompts
+from data.row_table import Row
 from data.trees import pack
 from models.forward import Policy
 from rollout.sample import Sampled, Sampling, draw, sample

@@ -2,7 +2,7 @@
 
 import torch
 
-from data.encode import Row
+from data.row_table import Row
 from data.splits import Split
 
 ROWS = [
@@ -23,7 +23,7 @@ def test_the_tokens_of_a_row_depend_on_how_it_is_packed():
 
 def test_all_token_ids():
     ids = {10, 11, 20, 21, 22, 31, 40, 50, 51, 60, 61, 62, 63, 70, 71, 72, 73}
-    assert Split(ROWS).token_ids == ids
+    assert Split(ROWS).table.token_ids == ids
 
 
 def test_a_batch_has_its_rows_columns_cut_to_its_width():

@@ -15,12 +15,15 @@ sys.argv = ["train.py", "--help"]
 try:
     runpy.run_path("train.py", run_name="__main__")
 except SystemExit:
-    print(os.environ.get("OMP_WAIT_POLICY"), "torch" in sys.modules)
+    names = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT")
+    print(*map(os.environ.get, names), "torch" in sys.modules)
 """
 
 
 @pytest.mark.parametrize("given, policy", [
-    ({}, "PASSIVE"), ({"OMP_WAIT_POLICY": "ACTIVE"}, "ACTIVE"), ({"GOMP_SPINCOUNT": "9"}, "None"),
+    ({}, "PASSIVE 1000"),
+    ({"OMP_WAIT_POLICY": "ACTIVE"}, "ACTIVE None"),
+    ({"GOMP_SPINCOUNT": "9"}, "None 9"),
 ])  # fmt: skip
 def test_train_py_sets_how_threads_wait_before_torch(given, policy):
     env = {name: value for name, value in os.environ.items() if name not in OF_OPENMP} | given

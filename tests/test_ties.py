@@ -8,7 +8,7 @@ from accelerate import Accelerator
 from torch import nn
 
 from benchmarks.study.measure import score_pairs
-from data.encode import Row
+from data.row_table import Row
 from data.splits import Split
 from losses import LOSSES
 from runtime.sources.heldout import evaluate_rows

@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data import trees
-from data.encode import Row
-from data.trees import pack, shared_length, tree_mask, tree_tokens
+from data.row_table import Row, shared_length
+from data.trees import pack, tree_mask, tree_tokens
 
 T, F = True, False
 # The responses of the first share their first token, those of the second nothing.

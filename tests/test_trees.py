@@ -18,10 +18,10 @@ from transformers.models.auto.modeling_auto import (
     MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING_NAMES as TOKEN_CLASSIFIERS,
 )
 
-from data.encode import Row
 from data.errors import InputError
+from data.row_table import Row, shared_length
 from data.splits import Split
-from data.trees import pack, shared_length, tree_mask, tree_tokens
+from data.trees import pack, tree_mask, tree_tokens
 from losses.base import masked_sum
 from losses.logprobs import token_logprobs
 from models import layout as layouts

@@ -16,7 +16,7 @@ from benchmarks.versus.processes import Failed, environment, launcher, watch
 from benchmarks.versus.summary import check, interval, pairs_of, summarize
 from benchmarks.versus_trl import _turns
 from data.batches import step_rows
-from data.encode import Row
+from data.row_table import Row
 from runtime.config import TrainConfig
 
 

@@ -8,8 +8,8 @@ from runs import QUICK, copy_base, pocket_rows, run, write_rows
 from safetensors.torch import load_file, save_file
 from test_loading import edit
 
-from data.encode import Row
 from data.errors import BAD_DATA, NOT_FINITE, InputError
+from data.row_table import Row
 from data.splits import Split
 from models.load import load_causal_lm, load_critic, load_scorer, load_tokenizer, parameters
 from runtime.sources.reference import check_finite

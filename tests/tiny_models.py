@@ -12,7 +12,7 @@ from transformers import (
     AutoModelForTokenClassification,
 )
 
-from data.encode import Row
+from data.row_table import Row
 
 VOCABULARY = 64
 SHAPE = dict(

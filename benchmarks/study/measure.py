@@ -21,13 +21,14 @@ from transformers import PreTrainedModel
 from benchmarks.record import commit
 from benchmarks.study.plan import Study
 from benchmarks.study.runner import Outcome, Outcomes, fingerprint
-from data.encode import Row, encode_records
+from data.encode import encode_records
 from data.errors import NOT_FINITE, InputError
 from data.messages import Text
 from data.piqa import piqa_rows
 from data.pocket import pocket_reward
 from data.prompts import encode_prompts, load_prompts
 from data.records import load_data
+from data.row_table import Row
 from data.rows import Record
 from data.splits import Split
 from data.trees import Layout

@@ -10,8 +10,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from data.encode import Row
-from data.trees import shared_length, tree_tokens
+from data.row_table import Row, shared_length
+from data.trees import tree_tokens
 from models.locate import locate
 from runtime.files import read_json
 

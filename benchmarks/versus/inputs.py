@@ -12,8 +12,9 @@ from benchmarks.versus.cells import Cell
 from benchmarks.versus.floor import floor_flops, shape_of
 from benchmarks.versus.orders import as_trained, cycled, grouped_by_length, placed
 from benchmarks.versus.processes import Files
-from data.encode import Row, encode_records
+from data.encode import encode_records
 from data.records import load_data
+from data.row_table import Row
 from models.load import load_scorer, load_tokenizer
 
 HELDOUT_ROWS = 8  # train.py evaluates them before and after; TRL evaluates nothing

@@ -15,7 +15,7 @@ from accelerate import Accelerator
 from accelerate.utils import broadcast, broadcast_object_list
 from torch import Tensor, nn
 
-from data.encode import Row
+from data.row_table import Row
 from data.splits import Split
 from rollout.state import Experience, RolloutState
 from runtime.checkpoints.store import Checkpoint, Damaged

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from data.errors import USAGE, InputError
+from data.files import sha256
 from models.locate import locate
-from runtime.files import sha256
 
 # Flags that change no weight: how much is computed at once, and what is kept, shown and logged.
 FREE = (

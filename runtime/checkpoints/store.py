@@ -25,7 +25,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from runtime.files import by_umask, sha256, sync
+from data.files import sha256
+from runtime.files import by_umask, sync
 
 MANIFEST = "MANIFEST.json"
 STATE = "state.json"

@@ -58,7 +58,9 @@ def with_reference(
     if ref_model is not None:
         model = load_causal_lm(ref_model, dtype=config.dtype, flag="--ref_model")
         model.to(accelerator.device)
-        check_vocabulary(model, train.token_ids | heldout.token_ids, f"--ref_model {ref_model}")
+        check_vocabulary(
+            model, train.table.token_ids | heldout.table.token_ids, f"--ref_model {ref_model}"
+        )
         layout, module, _ = choose_layout(model, config.layout, name=f"--ref_model {ref_model}")
         policy = accelerator.prepare_model(module, evaluation_mode=True)
 
@@ -155,9 +157,7 @@ def cache_key(model: nn.Module, splits: Sequence[Split], *settings: object) -> s
         raw = tensor.detach().cpu().contiguous().flatten().view(torch.uint8)
         digest.update(raw.numpy().data)
     for split in splits:
-        digest.update(split.layout.encode())
-        for row in split.rows:
-            digest.update(repr((row.prompt, row.responses)).encode())
+        digest.update(f"{split.layout} {split.table.digest}".encode())
     return digest.hexdigest()
 
 

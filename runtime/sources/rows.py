@@ -15,10 +15,10 @@ from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from data.batches import first_epoch, step_rows, total_steps
-from data.encode import Row, encode_records
-from data.piqa import piqa_rows
-from data.records import check_skipped, load_data
+from data.prepared import DataSettings
+from data.row_table import Row, RowTable
 from data.splits import Split, StepRows
+from data.token_cache import prepare_cached
 from data.trees import Layout
 from losses.base import Loss
 from models.checkpoint import check_positions
@@ -62,8 +62,7 @@ class RowPlan:
 
     @cached_property
     def identity(self) -> dict[str, str]:
-        rows = (row for split in (self.train, self.heldout) for row in split.rows)
-        hashes = {"data": rows_hash(replace(row, where="") for row in rows)}
+        hashes = {"data": rows_hash(split.table.digest for split in (self.train, self.heldout))}
         hashes["model"] = model_files(self.run.train.model)
         return hashes | {"ref_model": model_files(getattr(self.run.loss, "ref_model", None))}
 
@@ -80,7 +79,7 @@ class RowPlan:
             model = load_scorer(config.model, self.tokenizer, seed=config.seed, **options)
         else:
             model = load_causal_lm(config.model, **options)
-        token_ids = self.train.token_ids | self.heldout.token_ids
+        token_ids = self.train.table.token_ids | self.heldout.table.token_ids
         check_vocabulary(model, token_ids, f"--model {config.model}")
         model.to(self.accelerator.device)
         name = f"--model {config.model}"
@@ -170,16 +169,24 @@ def plan_rows(run: Run, loss: Loss, accelerator: Accelerator) -> RowPlan:
     """
     config = run.train
     tokenizer = load_tokenizer(config.model, chat_template=config.chat_template)
-    train, heldout, piqa, ends, description = load_splits(config, loss, run.loss, tokenizer)
-    check_length = partial(check_positions, longest_row(train, heldout), config.max_length)
+    prepared = prepare_cached(data_settings(config, loss), tokenizer)
+    tables = (prepared.train, prepared.heldout)
+    train, heldout = (
+        Split(table, packing=loss.packing(run.loss), columns=row_columns(table, loss))
+        for table in tables
+    )
+    longest = max(table.longest() for table in tables)
+    check_length = partial(check_positions, longest, config.max_length)
     check_length(config.model, "--model")
     if "reference" in loss.needs(run.loss) and run.loss.ref_model is not None:
-        check_tokenizer(run.loss.ref_model, tokenizer, train.token_ids | heldout.token_ids)
+        check_tokenizer(
+            run.loss.ref_model, tokenizer, train.table.token_ids | heldout.table.token_ids
+        )
         check_length(run.loss.ref_model, "--ref_model")
     rows = len(train.rows)
     steps = total_steps(rows, config.batch_size, config.epochs, config.max_steps)
     summary = [
-        *description,
+        *prepared.lines,
         f"plan: {steps} optimizer steps of {config.batch_size} rows,"
         f" {steps * config.batch_size / rows:.2f} epochs",
     ]
@@ -188,61 +195,39 @@ def plan_rows(run: Run, loss: Loss, accelerator: Accelerator) -> RowPlan:
         summary.append(
             f"a step of {config.batch_size} rows takes some of the {rows} more than once"
         )
-    data = description[0].removeprefix("data: ")
     return RowPlan(
-        run, loss, accelerator, tokenizer, train, heldout, piqa, steps, data, summary, ends
+        run,
+        loss,
+        accelerator,
+        tokenizer,
+        train,
+        heldout,
+        prepared.piqa,
+        steps,
+        prepared.lines[0].removeprefix("data: "),
+        summary,
+        prepared.end_tokens,
     )
 
 
-def load_splits(
-    config: TrainConfig, loss: Loss, loss_config: Any, tokenizer: PreTrainedTokenizerBase
-) -> tuple[Split, Split, list[dict[str, object]], frozenset[int], list[str]]:
-    """(training rows, held-out rows, these as rows of PIQA for --lm_eval, end tokens, lines)."""
-    reading = config.reading
-    records, heldout, description = load_data(
+def data_settings(config: TrainConfig, loss: Loss) -> DataSettings:
+    """What of a run decides its tokens."""
+    return DataSettings(
         config.data,
         config.eval_data,
-        pairs=loss.responses_per_row == 2,
-        options=reading,
+        responses=loss.responses_per_row,
+        reading=config.reading,
         seed=config.seed,
+        max_length=config.max_length,
+        overlong=config.overlong,
+        piqa=config.lm_eval,
     )
-    if loss.responses_per_row == 1:
-        # It trains on the chosen response; of held-out rows the other serves for the accuracy.
-        records = [replace(record, rejected=None) for record in records]
-    piqa = piqa_rows(heldout) if config.lm_eval else []
-    lines = [f"data: {description}"]
-    splits = []
-    ends: frozenset[int] = frozenset()
-    for name, part in (("train", records), ("held out", heldout)):
-        encoded = encode_records(
-            part,
-            tokenizer,
-            max_length=config.max_length,
-            overlong=config.overlong,
-            bad_rows=config.bad_rows,
-            ignore=reading.ignore,
-        )
-        check_skipped(encoded.report.skipped, len(encoded.rows), name)
-        lines.append(encoded.report.line(name))
-        ends |= encoded.report.end_tokens
-        split = Split(encoded.rows, packing=loss.packing(loss_config))
-        splits.append(split.with_columns(row_columns(encoded.rows, loss)))
-    return splits[0], splits[1], piqa, ends, lines
 
 
-def longest_row(*splits: Split) -> int:
-    """Tokens of the longest prompt and response that a model sees together."""
-    rows = (row for split in splits for row in split.rows)
-    return max(len(row.prompt) + max(map(len, row.responses)) for row in rows)
-
-
-def row_columns(rows: Sequence[Row], loss: Loss) -> dict[str, torch.Tensor]:
+def row_columns(rows: RowTable, loss: Loss) -> dict[str, torch.Tensor]:
     """What the loss reads of a row beside its tokens, (S,): the same for each of its responses."""
     names = [name for name in loss.reads if name in Row.__dataclass_fields__]
-    return {
-        name: torch.tensor([getattr(row, name) for row in rows for _ in row.responses])
-        for name in names
-    }
+    return {name: torch.from_numpy(rows.repeated(name)).float() for name in names}
 
 
 def show_examples(rows: Sequence[Row], tokenizer: PreTrainedTokenizerBase, count: int = 2) -> str:
