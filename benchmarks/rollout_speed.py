@@ -4,26 +4,27 @@
 
 Both get the same prompts in one batch, draw from the whole vocabulary at temperature 1, and take
 turns (A B B A) in one process. Responses are of equal length (they run to --max_new_tokens) or
-ragged (a line break ends them too). What is counted is the tokens of the responses, without
-padding. Ours also keeps each token's log-probability, which `generate` is not asked for. The
-machine does nothing else meanwhile, or the figures are of something else.
+ragged (a line break ends them). What is counted is the tokens of the responses, without padding, of
+all rounds over their seconds: each side draws responses of its own. Ours also keeps each token's
+log-probability, which `generate` is not asked for. The machine does nothing else meanwhile, or the
+figures are of something else.
 """
 
 from __future__ import annotations
 
 import argparse
-import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from transformers import GenerationConfig, PreTrainedModel
 
 from benchmarks.record import origin
-from benchmarks.versus.summary import interval
+from benchmarks.versus.summary import RESAMPLES
 from data.encode import encode_records
 from data.records import load_data
 from models.load import load_causal_lm, load_tokenizer
@@ -76,34 +77,42 @@ SIDES: dict[str, Callable[[PreTrainedModel, Prompts, Sampling, int], list[int]]]
 
 
 def measure(
-    model: PreTrainedModel, prompts: Prompts, sampling: Sampling, pairs: int
+    model: PreTrainedModel, prompts: Prompts, sampling: Sampling, rounds: int
 ) -> dict[str, Any]:
-    """Tokens a second of both sides, pair by pair, after one of each that does not count."""
+    """Tokens a second of both sides over all rounds, after one of each that does not count."""
     runs: list[dict[str, dict[str, Any]]] = []
-    for number in range(-1, pairs):
+    for number in range(-1, rounds):
         taken: dict[str, dict[str, Any]] = {}
         for side in sorted(SIDES, reverse=number % 2 == 0):
             began = time.perf_counter()
             lengths = SIDES[side](model, prompts, sampling, 1000 + number)
             seconds = time.perf_counter() - began
-            taken[side] = {
-                "tokens a second": sum(lengths) / seconds,
-                "seconds": seconds,
-                "mean length": statistics.fmean(lengths),
-                "longest": max(lengths),
-            }
+            taken[side] = {"tokens": sum(lengths), "seconds": seconds, "longest": max(lengths)}
         runs.append(taken)
-    ratios = [run["ours"]["tokens a second"] / run["generate"]["tokens a second"] for run in runs]
+    runs = runs[1:]
+    rates = {side: rate([run[side] for run in runs]) for side in SIDES}
+    drawn = np.random.default_rng(0).integers(len(runs), size=(RESAMPLES, len(runs)))
+    ratios = [
+        rate([runs[i]["ours"] for i in chosen]) / rate([runs[i]["generate"] for i in chosen])
+        for chosen in drawn
+    ]
     return {
         "prompts": len(prompts),
         "max_new_tokens": sampling.max_new_tokens,
-        "ours / generate": {
-            "median": statistics.median(ratios[1:]),
-            "95 %": interval(ratios[1:]),
-            "each": ratios[1:],
+        "tokens a second": rates,
+        "mean length": {
+            side: sum(run[side]["tokens"] for run in runs) / len(runs) / len(prompts)
+            for side in SIDES
         },
-        "runs": runs[1:],
+        "ours / generate": rates["ours"] / rates["generate"],
+        "95 %": np.percentile(ratios, [2.5, 97.5]).tolist(),  # bootstrap over the rounds
+        "rounds": runs,
     }
+
+
+def rate(runs: Sequence[Mapping[str, float]]) -> float:
+    """Tokens a second of several runs together."""
+    return sum(run["tokens"] for run in runs) / sum(run["seconds"] for run in runs)
 
 
 def main() -> None:
@@ -113,9 +122,11 @@ def main() -> None:
     parser.add_argument("results", type=Path)
     parser.add_argument("--model", required=True)
     parser.add_argument("--data", required=True)
-    parser.add_argument("--pairs", type=int, default=5)
+    parser.add_argument("--rounds", type=int, default=6)
     parser.add_argument("--max_new_tokens", type=int, default=64)
-    parser.add_argument("--batches", default="8,32", help="prompts of a batch; default %(default)s")
+    parser.add_argument(
+        "--batches", default="32,64", help="prompts of a batch; default %(default)s"
+    )
     given = parser.parse_args()
     tokenizer = load_tokenizer(given.model)
     model = load_causal_lm(given.model, dtype="float32")
@@ -127,14 +138,14 @@ def main() -> None:
     (line_break,) = tokenizer(LINE_BREAK, add_special_tokens=False)["input_ids"]
     found = {
         f"{size} prompts, {name}": measure(
-            model, prompts[:size], Sampling(given.max_new_tokens, stops), given.pairs
+            model, prompts[:size], Sampling(given.max_new_tokens, stops), given.rounds
         )
         for size in sizes
-        for name, stops in (("ragged", (end, line_break)), ("equal", (end,)))
+        for name, stops in (("ragged", (line_break,)), ("equal", (end,)))
     }
     write_json(given.results, {**origin("benchmarks.rollout_speed"), "found": found})
     for name, cell in found.items():
-        print(name, cell["ours / generate"])
+        print(name, cell["ours / generate"], cell["95 %"])
 
 
 if __name__ == "__main__":

@@ -194,9 +194,9 @@ def draw(curves: Mapping[str, list[dict[str, Any]]], path: Path) -> None:
                 chain.from_iterable(series(name, curves[name]) for name in names)
             ):
                 x, seconds, size = zip(*points, strict=True)
-                style = {"color": COLORS[number], "marker": "o", "label": label}
-                above.plot(x, seconds, **style)
-                below.plot(x, [value / MIB for value in size], **style)
+                memory = [value / MIB for value in size]
+                for axis, values in ((above, seconds), (below, memory)):
+                    axis.plot(x, values, color=COLORS[number], marker="o", label=label)
             for axis, y in ((above, "seconds"), (below, "MiB")):
                 axis.set_xscale("log", base=10 if names == ["rows"] else 2)
                 axis.set_yscale("log")

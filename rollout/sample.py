@@ -33,6 +33,11 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 
+# Steps between two looks at which rows have ended. To look, the host waits for the device: on a CPU
+# that is free, and a row that stays has its full price; on a GPU it is the other way round.
+LOOK_EVERY = {"cpu": 1}
+
+
 @dataclass(frozen=True)
 class Sampling:
     """How to draw; greedy decoding is top_k=1."""
@@ -146,7 +151,7 @@ def _sample_group(
     uniforms: list[list[float]],
 ) -> list[Sampled]:
     """Responses to prompts that fit one batch; uniforms[row][step] decides a draw."""
-    from rollout.cache import cache_for
+    from transformers import DynamicCache
 
     # Left-padded prompts: the mask of prompt and response, and positions that begin after padding.
     width, steps = max(map(len, prompts)), sampling.max_new_tokens
@@ -161,10 +166,12 @@ def _sample_group(
     ids, positions, mask = ids.to(device), positions.to(device), mask.long().to(device)
     draws = torch.tensor(uniforms, dtype=torch.float64, device=device)  # (G, steps)
     stops = torch.tensor(sampling.stop_ids, dtype=torch.long, device=device)
-    tokens = torch.full((len(prompts), steps), -1, device=device)
+    tokens = torch.full((len(prompts), steps), -1, device=device)  # no stop token
     logps = torch.zeros((len(prompts), steps), dtype=torch.float64, device=device)
     active = torch.arange(len(prompts), device=device)  # the rows still in the batch
-    cache = cache_for(model.config, width + steps)
+    ended = torch.zeros_like(active, dtype=torch.bool)  # of these
+    look_every = LOOK_EVERY.get(device.type, 8)
+    cache = DynamicCache(config=model.config)
     last_only = _last_only(model)
 
     for step in range(steps):
@@ -181,26 +188,26 @@ def _sample_group(
         tokens[active, step], logps[active, step] = drawn, logp.double()
         ids, positions = drawn[:, None], positions[:, -1:] + 1
 
-        # Rows that drew a stop token leave the batch, and their keys and values the cache.
-        continues = ~torch.isin(drawn, stops)
-        if not continues.all():
-            rows: Any = continues.nonzero()[:, 0]
+        # Rows that drew a stop token leave the batch, and their keys and values the cache. What
+        # they drew between their end and the next look is cut off below.
+        ended |= torch.isin(drawn, stops)
+        if (step + 1) % look_every == 0 and ended.any():
+            rows: Any = (~ended).nonzero()[:, 0]
             if len(rows) == 0:
-                active = rows
                 break
-            ids, positions, mask, draws, active = (
-                x.index_select(0, rows) for x in (ids, positions, mask, draws, active)
+            ids, positions, mask, draws, active, ended = (
+                x.index_select(0, rows) for x in (ids, positions, mask, draws, active, ended)
             )
             cache.reorder_cache(rows)  # made for beams: selects rows, here fewer than there were
 
-    if not logps.isfinite().all():
+    stopped = torch.isin(tokens, stops)
+    finished = stopped.any(-1)
+    lengths = torch.where(finished, stopped.int().argmax(-1) + 1, steps)
+    reached = torch.arange(steps, device=device) < lengths[:, None]
+    if not logps[reached].isfinite().all():
         raise FloatingPointError("the policy's logits are NaN or infinite: nothing to sample from")
-    unfinished = set(active.tolist())
-    lengths = (tokens >= 0).sum(-1).tolist()
-    return [
-        Sampled(t[:n], p[:n], row not in unfinished)
-        for row, (t, p, n) in enumerate(zip(tokens.tolist(), logps.tolist(), lengths, strict=True))
-    ]
+    columns = (x.tolist() for x in (tokens, logps, lengths, finished))
+    return [Sampled(t[:n], p[:n], end) for t, p, n, end in zip(*columns, strict=True)]
 
 
 def draw(logits: Tensor, sampling: Sampling, uniform: Tensor) -> tuple[Tensor, Tensor]:

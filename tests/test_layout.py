@@ -20,7 +20,7 @@ data/ piqa selection shards cards folders locations sources records prompts
 data/ prepared token_cache __init__
 losses/ base sampling_config advantages logprobs LOSSES __init__
 models/ precision locate checkpoint pad load save forward inference layout __init__
-rollout/ state rewards cache sample answers score reward_model experience steps __init__
+rollout/ state rewards sample answers score reward_model experience steps __init__
 runtime/ state files config directory metrics optimizer
 runtime/cli/ flags config_file parse __init__
 runtime/process/ threads signals peers __init__

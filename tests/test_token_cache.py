@@ -5,6 +5,7 @@ import os
 import threading
 import time
 from dataclasses import fields, replace
+from typing import Any
 
 import pytest
 from runs import BASE, QUICK, pocket_rows, run, timeless, write_rows
@@ -68,7 +69,7 @@ def test_what_is_kept_is_what_is_made(cache, data, monkeypatch):
     assert second.lines[-1] == f"tokens: kept by an earlier run in {cache / entry}"
 
 
-OTHER = {
+OTHER: dict[str, Any] = {
     "data": "{data}/train.jsonl",
     "eval_data": "{data}/valid.jsonl",
     "responses": 1,
