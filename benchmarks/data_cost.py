@@ -10,6 +10,8 @@ import sys
 import time
 from pathlib import Path
 
+import pyarrow.compute  # noqa: F401  (whose own memory is not the data's)
+
 from data.prepared import DataSettings
 from data.token_cache import prepare_cached
 from models.load import load_tokenizer
