@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.figures.style import COLORS, look, panels, save, words
-from benchmarks.record import ROOT, origin
+from benchmarks.record import ROOT, commit, origin
 from benchmarks.runs import TRAIN, step_ends, train
 from benchmarks.threads import neighbour
 from benchmarks.versus.processes import watch
@@ -252,8 +252,9 @@ def main() -> None:
             points: list[dict[str, Any]] = results["curves"].setdefault(name, [])
             for x in CURVES[name]:
                 if all(point["x"] != x for point in points):
-                    points.append({"x": x, **getattr(bench, name)(x)})
-                    print(name, points[-1], flush=True)
+                    points.append({"x": x, "commit": commit(), **getattr(bench, name)(x)})
+                    points.sort(key=lambda point: int(point["x"]))
+                    print(name, x, flush=True)
                     write_json(given.results, results | origin("benchmarks.scaling"))
 
 

@@ -71,6 +71,15 @@ def test_the_readme_says_what_the_soak_found():
     assert said(f"memory grows by {growth:.0f} MB a minute at most")
 
 
+def test_the_readme_says_what_a_million_rows_cost():
+    (point,) = [p for p in read("scaling.json")["curves"]["rows"] if p["x"] == 1_000_000]
+    first, second = point["first"], point["second"]
+    assert said(f"came {first['first step seconds']:.0f} s after the command, at the second start")
+    assert said(f"{second['first step seconds']:.0f} s after it")
+    assert said(f"with {second['data bytes'] / 1e6:.0f} MB of memory for the data")
+    assert first["digests"] == second["digests"]  # the same tokens
+
+
 def test_the_readme_says_what_bfloat16_changes():
     runs = read("precision.json")["runs"]
 

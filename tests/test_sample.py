@@ -393,13 +393,3 @@ def test_prompts_without_tokens_and_numbers_that_do_not_fit_are_refused():
         sample(Counting(), [[3], []], TWELVE, seeded())
     with pytest.raises(ValueError, match="1 row numbers for 2 prompts"):
         sample(Counting(), [[3], [4]], TWELVE, seeded(), prompt_index=[0])
-
-
-@pytest.mark.parametrize("look_every", [2, 5, 100])
-def test_how_often_ended_rows_are_looked_for_changes_no_response(monkeypatch, look_every):
-    """On a GPU rows stay for some steps after their end; what they draw there is cut off."""
-    model, sampling = make_model("llama").double(), Sampling(13, STOPS)
-    expected = sample(model, PROMPTS, sampling, seeded())
-    monkeypatch.setattr("rollout.sample.LOOK_EVERY", {"cpu": look_every})
-    assert_same_samples(sample(model, PROMPTS, sampling, seeded()), expected)
-    assert len({len(one.tokens) for one in expected}) > 3 and not all(o.finished for o in expected)

@@ -41,6 +41,7 @@ def test_every_curve_is_filled_point_by_point_and_drawn(data, tmp_path, monkeypa
     assert start["first"]["digests"] == start["second"]["digests"]
     assert start["first"]["tokens"] > 30 and start["second"]["first step seconds"] > 0
     assert {"command", "commit", "versions", "machine", "notes"} <= found.keys()
+    assert all(point["commit"] for points in found["curves"].values() for point in points)
 
     def never(*given):
         raise AssertionError("measured again")
