@@ -200,7 +200,7 @@ class RowTableBuilder:
 
     def build(self) -> RowTable:
         """The rows that were added."""
-        if self._rows:
+        if self._rows or not self._batches:  # of no row too there are columns
             self._flush()
         return RowTable(self._batches, frozenset(self._token_ids), self._digest.hexdigest())
 

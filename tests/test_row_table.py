@@ -111,6 +111,15 @@ def test_a_table_of_a_table_is_itself(table):
     assert RowTable.of(table) is table
 
 
+def test_a_table_of_no_rows(tmp_path):
+    table = RowTable.of([])
+    table.write(tmp_path / "rows.arrow")
+    for none in (table, RowTable.read(tmp_path / "rows.arrow")):
+        assert len(none) == 0 and list(none) == [] and none.token_ids == frozenset()
+        assert none.tree_lengths(include_last_token=True).tolist() == []
+        assert none.repeated("margin").tolist() == []
+
+
 def test_a_batch_ends_at_its_tokens_too(monkeypatch):
     """Arrow counts the tokens of a batch in 32 bits."""
     monkeypatch.setattr(row_table, "BATCH_TOKENS", 100)
