@@ -53,11 +53,10 @@ def prepare_cached(settings: DataSettings, tokenizer: PreTrainedTokenizerBase) -
     try:
         entry = folder() / key_of(settings, tokenizer, files)
         entry.parent.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(f"{entry}.lock")
-        lock.acquire()
+        held = FileLock(f"{entry}.lock").acquire()
     except OSError as error:
         return _told(prepare(settings, tokenizer), f"not kept for the next run: {error}")
-    with lock:
+    with held:
         return _from_entry(entry, lambda: prepare(settings, tokenizer))
 
 

@@ -283,3 +283,23 @@ def test_the_folder_is_where_the_data_sets_are(monkeypatch, tmp_path):
     monkeypatch.delenv("HF_DATASETS_CACHE")
     monkeypatch.setattr("huggingface_hub.constants.HF_HOME", str(tmp_path))
     assert folder() == tmp_path / "datasets" / "alignment-losses-tokens"
+
+
+def test_a_run_that_ends_with_an_error_lets_the_next_one_go_on(cache, data):
+    """Whoever keeps the error, and so the frames that it came through, keeps no lock."""
+    with open(data / "train.jsonl", "a", encoding="utf-8") as file:
+        file.write("{}\n")
+    settings = DataSettings(str(data))
+    kept: list[InputError] = []
+
+    def fail():
+        try:
+            prepare_cached(settings, TOKENIZER)
+        except InputError as error:
+            kept.append(error)
+
+    fail()
+    second = threading.Thread(target=fail, daemon=True)
+    second.start()
+    second.join(timeout=20)
+    assert len(kept) == 2
