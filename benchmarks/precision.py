@@ -12,12 +12,12 @@ import argparse
 import json
 import statistics
 import tempfile
-from itertools import pairwise, product
+from itertools import product
 from pathlib import Path
 from typing import Any
 
 from benchmarks.record import origin
-from benchmarks.runs import step_ends, train
+from benchmarks.runs import durations, step_ends, train
 from runtime.files import read_json, write_json
 
 RATES = {"sft": 1e-5, "dpo": 5e-6}
@@ -36,7 +36,7 @@ def one_run(loss: str, seed: int, precision: str, flags: list[str]) -> dict[str,
         "seed": seed,
         "precision": precision,
         "steps": summary["steps"],
-        "median step, seconds": statistics.median(b - a for a, b in pairwise(ends)),
+        "median step, seconds": statistics.median(durations(ends)),
         **{
             when: {name: summary[when][name] for name in SHOWN if name in summary[when]}
             for when in ("before", "after")

@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -33,3 +34,15 @@ def step_lines(out: Path) -> list[dict[str, Any]]:
 def step_ends(out: Path) -> list[float]:
     """Seconds from the start of the training to the end of every step."""
     return [line["seconds"] for line in step_lines(out)]
+
+
+def durations(ends: Sequence[float], warm_up: int = 1) -> list[float]:
+    """Seconds of every step after the first `warm_up`; the very first has no beginning."""
+    return [end - begin for begin, end in pairwise(ends[warm_up - 1 :])]
+
+
+def write_rows(path: Path, rows: Iterable[Mapping[str, str]]) -> str:
+    """Write a jsonl file, a row at a time; its path, as a flag takes it."""
+    with open(path, "w", encoding="utf-8") as file:
+        file.writelines(f"{json.dumps(row)}\n" for row in rows)
+    return str(path)

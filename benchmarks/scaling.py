@@ -17,13 +17,13 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping
-from itertools import chain, cycle, islice, pairwise
+from itertools import chain, cycle, islice
 from pathlib import Path
 from typing import Any
 
 from benchmarks.figures.style import COLORS, look, panels, save, words
 from benchmarks.record import ROOT, commit, origin
-from benchmarks.runs import TRAIN, step_ends, train
+from benchmarks.runs import TRAIN, durations, step_ends, train, write_rows
 from benchmarks.threads import neighbour
 from benchmarks.versus.processes import watch
 from data.records import load_data
@@ -106,8 +106,7 @@ class Bench:
             train(arguments, Path(out), ranks=ranks)
             ends = step_ends(Path(out))
             peak = read_json(Path(out) / "summary.json")["peak_memory_bytes"]
-        durations = [end - begin for begin, end in pairwise(ends[WARM_UP - 1 :])]
-        return {"seconds": statistics.median(durations), "bytes": peak}
+        return {"seconds": statistics.median(durations(ends, WARM_UP)), "bytes": peak}
 
     def rows(self, count: int) -> dict[str, Any]:
         numbered = (
@@ -147,12 +146,6 @@ class Bench:
         )
         found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
         return found
-
-
-def write_rows(path: Path, rows: Iterable[Row]) -> str:
-    with open(path, "w", encoding="utf-8") as file:
-        file.writelines(f"{json.dumps(row)}\n" for row in rows)
-    return str(path)
 
 
 def long_rows(pairs: Iterable[Row], length: int) -> Iterator[Row]:

@@ -18,12 +18,11 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 from benchmarks.record import origin
-from benchmarks.runs import step_ends, train
+from benchmarks.runs import durations, step_ends, train
 
 OPENMP = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME", "OMP_NUM_THREADS")
 SETTINGS = {"sleeping": {}, "spinning": {"GOMP_SPINCOUNT": "300000"}}
@@ -43,7 +42,7 @@ def step_seconds(flags: list[str], setting: str) -> float:
     with tempfile.TemporaryDirectory() as folder:
         train(flags, Path(folder), env | SETTINGS[setting])
         ends = step_ends(Path(folder))
-    return statistics.median(b - a for a, b in pairwise(ends[WARM_UP - 1 :]))
+    return statistics.median(durations(ends, WARM_UP))
 
 
 @contextmanager

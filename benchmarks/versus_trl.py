@@ -22,11 +22,12 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.record import commit, hide, origin
+from benchmarks.runs import durations
 from benchmarks.versus.cells import ALL, PROBE_STEPS, Cell, cell_named
 from benchmarks.versus.inputs import make_scorer, read_pairs, write_files
 from benchmarks.versus.page import draw, table
 from benchmarks.versus.processes import Failed, Files, run_ours, run_trl
-from benchmarks.versus.summary import step_seconds, summarize
+from benchmarks.versus.summary import summarize
 from runtime.files import read_json, write_json
 
 NOTE = (
@@ -121,7 +122,7 @@ class Bench:
         for precision in ("float32", "bf16"):
             if precision not in probes:
                 run = self.trl(cell, files, PROBE_STEPS, precision)
-                seconds = sum(step_seconds(run, 2)) / (PROBE_STEPS - 2)
+                seconds = sum(durations(run["ends"], 2)) / (PROBE_STEPS - 2)
                 probes[precision] = {"seconds a step": seconds, "losses": run["losses"]}
                 self.write()
         return min(probes, key=lambda name: float(probes[name]["seconds a step"]))

@@ -6,6 +6,8 @@ import re
 import pytest
 from runs import ROOT
 
+from data import token_cache
+
 RESULTS = ROOT / "benchmarks" / "results"
 README = (ROOT / "README.md").read_text("utf-8")
 # README's columns: (name in the results, factor, digits); p-values apart.
@@ -78,6 +80,8 @@ def test_the_readme_says_what_a_million_rows_cost():
     assert said(f"{second['first step seconds']:.0f} s after it")
     assert said(f"with {second['data bytes'] / 1e6:.0f} MB of memory for the data")
     assert first["digests"] == second["digests"]  # the same tokens
+    assert said(f"data files of {token_cache.LEAST_BYTES >> 20} MiB and more")
+    assert said(f"not used for {token_cache.KEPT_DAYS} days is removed")
 
 
 def test_the_readme_says_what_bfloat16_changes():

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from benchmarks.runs import write_rows
 from benchmarks.versus.cells import Cell
 from benchmarks.versus.floor import floor_flops, shape_of
 from benchmarks.versus.orders import as_trained, cycled, grouped_by_length, placed
@@ -85,9 +85,9 @@ def write_files(
     folder.mkdir(exist_ok=True)
     ours, trl, held = (folder / f"{name}.jsonl" for name in ("ours", "trl", "heldout"))
     as_file = placed([pair.texts for pair in trained], cell.batch_size, seed)
-    _write(ours, [_columns(cell, texts) for texts in as_file])
-    _write(trl, [_columns(cell, pair.texts, trl=True) for pair in trained])
-    _write(held, [_columns(cell, texts) for texts in heldout])
+    write_rows(ours, [_columns(cell, texts) for texts in as_file])
+    write_rows(trl, [_columns(cell, pair.texts, trl=True) for pair in trained])
+    write_rows(held, [_columns(cell, texts) for texts in heldout])
     own = scorer if cell.loss == "reward" else model
     counted = trained[cell.warm_up * cell.batch_size :] if cell.kind == "steps" else []
     return Files(own, ours, trl, held, scorer), made, _flops(cell, counted, model)
@@ -108,7 +108,3 @@ def _flops(cell: Cell, pairs: Sequence[Pair], model: str) -> int:
     if cell.loss == "sft":
         rows = [replace(row, responses=row.responses[:1]) for row in rows]
     return sum(floor_flops(cell.loss, row, shape) for row in rows)
-
-
-def _write(path: Path, rows: Sequence[Mapping[str, str]]) -> None:
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")

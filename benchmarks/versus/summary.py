@@ -10,27 +10,22 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Sequence
-from itertools import pairwise
 from typing import Any
 
 import numpy as np
 
+from benchmarks.runs import durations
 from benchmarks.versus.cells import COMPARED, SAME, SAME_METRICS, Cell
 
 RESAMPLES = 10_000
 Run = dict[str, Any]
 
 
-def step_seconds(run: Run, warm_up: int) -> list[float]:
-    """Durations of the steps after the warm-up."""
-    return [end - begin for begin, end in pairwise(run["ends"][warm_up - 1 :])]
-
-
 def seconds_of(cell: Cell, run: Run) -> float:
     """The one number that is compared."""
     if cell.clock != "step":
         return float(run[cell.clock])
-    each = step_seconds(run, cell.warm_up)
+    each = durations(run["ends"], cell.warm_up)
     return statistics.mean(each) if cell.statistic == "mean" else statistics.median(each)
 
 
@@ -132,7 +127,7 @@ def sgemm_share(cell: Cell, ours: Run) -> float | None:
     """
     if "floor_flops" not in ours or cell.kind != "steps" or cell.row == "bf16":
         return None
-    seconds = sum(step_seconds(ours, cell.warm_up))
+    seconds = sum(durations(ours["ends"], cell.warm_up))
     return float(ours["floor_flops"] / (seconds * ours["sgemm"]))
 
 
