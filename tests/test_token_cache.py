@@ -7,6 +7,7 @@ import time
 from dataclasses import fields, replace
 from typing import Any
 
+import numpy as np
 import pytest
 from runs import BASE, QUICK, pocket_rows, run, timeless, write_rows
 
@@ -14,6 +15,7 @@ from data import token_cache
 from data.errors import InputError
 from data.options import ReadOptions
 from data.prepared import DataSettings, prepare
+from data.row_table import RowTable
 from data.token_cache import folder, key_of, prepare_cached, read, remove_unused
 from models.load import load_tokenizer
 
@@ -173,6 +175,24 @@ def test_an_entry_that_is_not_whole_is_made_again(cache, data, name, how):
     said = "kept for the next run" if how == "removed" else "made again"
     assert found.lines[-1].startswith(f"tokens: {said}"), found.lines[-1]
     assert read(cache / entry).train == fresh.train
+
+
+def test_a_token_that_changed_in_a_file_is_not_trained_on(cache, data):
+    """Arrow reads the file as before: the checksum alone tells."""
+    settings = DataSettings(str(data))
+    fresh = prepare_cached(settings, TOKENIZER)
+    (entry,) = entries(cache)
+    file = cache / entry / "train.arrow"
+    content = bytearray(file.read_bytes())
+    at = content.find(np.array(fresh.train[0].prompt, dtype=np.int32).tobytes())
+    assert at > 0
+    content[at] ^= 1
+    file.unlink()
+    file.write_bytes(content)
+    changed = RowTable.read(file)[0].prompt
+    assert changed != fresh.train[0].prompt and changed[1:] == fresh.train[0].prompt[1:]
+    found = prepare_cached(settings, TOKENIZER)
+    assert found.train == fresh.train and "made again" in found.lines[-1]
 
 
 def test_what_a_killed_run_left_is_replaced(cache, data):
