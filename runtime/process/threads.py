@@ -6,7 +6,7 @@ import os
 
 # OpenMP's variables for it, the standard's and two libraries' own.
 OF_OPENMP = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME")
-# GNU's OpenMP looks so often before it sleeps: that bridges the gaps between the products of a step.
+# GNU's OpenMP looks so often before it sleeps: that bridges the gaps between a step's products.
 # In single runs on two cores, 0 made a step on a quiet machine slower, 5,000 one beside a busy
 # process, and the default of 300,000 that one by far: it takes the time of whatever runs there.
 LOOKS = "1000"
